@@ -1,0 +1,1 @@
+"""Models: one module or package each, all behind the contract in `mlflywheel.models.contract`."""

@@ -1,0 +1,391 @@
+"""The contract between a use case and everything else: components, registry, serving and reports know only this.
+
+A use case is one `Model` subclass and one pipeline folder. A model is named `module:Class`, or by an entry point of the
+group `mlflywheel.models`, so a package that we have never heard of can bring one (`load_model_class`).
+
+Why a base class and not a bare protocol: saving and loading a folder of data files with a checksum for each is the same
+for every model, and must not be got wrong once per model (docs/adr/0002).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlflywheel.errors import ModelFilesError, UsageError
+from mlflywheel.events import ProgressCallback, ignore_progress
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+ENTRY_POINT_GROUP = "mlflywheel.models"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the raw table that a model reads.
+
+    Args:
+        name: Our name of it; `--map ours=theirs` renames the source's.
+        kind: `id` and `text` are strings that must not be guessed to be numbers (`007` stays `007`).
+        required: Whether the table is refused without it.
+        description: One line for `--help`, documentation and error messages.
+    """
+
+    name: str
+    kind: Literal["id", "text", "number", "date"]
+    required: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured value with the rows it rests on.
+
+    Args:
+        metric: Its name, a measurement and never a verdict (`selection_rate_gap`, not `is_fair`).
+        value: The value, or None where it is not defined (no rows, no vertical column).
+        slice: `all`, or `column=value`.
+        count: Number of rows behind the value.
+        low: Lower end of the 95 % interval, None where there is none.
+        high: Upper end of the same.
+        note: Why a value is None, or how to read it.
+    """
+
+    metric: str
+    value: float | None
+    slice: str = "all"
+    count: int = 0
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: data with a kind, which `mlflywheel.reports` knows how to draw.
+
+    Args:
+        kind: `table`, `scatter`, `bars`, `cards` or `text`; the shape of `data` is documented in `mlflywheel.reports`.
+        title: Heading.
+        text: One or two sentences under it that say what is seen and how to read it.
+        data: JSON values.
+    """
+
+    kind: Literal["table", "scatter", "bars", "cards", "text"]
+    title: str
+    text: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `Model.evaluate` found on held-out rows.
+
+    Args:
+        measurements: Metrics, overall (`slice="all"`) and per slice, references of simpler methods among them.
+        sections: The model's own part of the report.
+    """
+
+    measurements: tuple[Measurement, ...]
+    sections: tuple[Section, ...] = ()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the overall values that are defined, by name."""
+        return {m.metric: m.value for m in self.measurements if m.slice == "all" and m.value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `evaluation.json` holds them."""
+        return {
+            "schema": 1,
+            "measurements": [asdict(m) for m in self.measurements],
+            "sections": [asdict(s) for s in self.sections],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """Rebuild from `to_dict`."""
+        return cls(
+            tuple(Measurement(**m) for m in values["measurements"]), tuple(Section(**s) for s in values["sections"])
+        )
+
+
+class Settings(BaseModel):
+    """Base of a model's parameters and of its preparation settings: typed, with defaults, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any] | str | None, where: str) -> Self:
+        """Validate values, or a JSON object, into parameters.
+
+        Args:
+            values: A mapping, a JSON object as text, or nothing for the defaults.
+            where: What to call the source in an error: `--params`, `pipeline parameter params`.
+
+        Raises:
+            UsageError: Not an object, an unknown name, or a value out of range; the message names the field.
+        """
+        if isinstance(values, str):
+            try:
+                values = json.loads(values) if values.strip() else {}
+            except json.JSONDecodeError as error:
+                raise UsageError(
+                    where,
+                    f"not JSON ({error.msg} at character {error.pos})",
+                    "a JSON object is needed",
+                    "quote names with double quotes",
+                ) from None
+        if not isinstance(values or {}, Mapping):
+            raise UsageError(
+                where, f"a {type(values).__name__}", "a JSON object is needed", 'write it as {"name": value}'
+            )
+        try:
+            return cls.model_validate(dict(values or {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "the object"
+            known = ", ".join(sorted(cls.model_fields))
+            raise UsageError(
+                f"{where}, {name}",
+                f"{first.get('input')!r}: {first['msg']}",
+                f"known names are {known}",
+                "correct this value",
+            ) from None
+
+
+class Model(ABC):
+    """A model that can be prepared for, fitted, evaluated, explained, saved and served.
+
+    Tables are pyarrow tables. `predict` is the only scoring path: a batch is a table of many rows and an online request
+    a table of one, so both give the same answer.
+    """
+
+    #: Format name in the registry and in a ServingRuntime's `supportedModelFormats`.
+    format_name: ClassVar[str]
+    #: Version of the file format that `save` writes; a change that older code cannot read raises it.
+    format_version: ClassVar[str] = "1"
+    #: The raw table's columns that `prepare` reads.
+    columns: ClassVar[tuple[Column, ...]]
+    #: Parameters of `fit`.
+    Params: ClassVar[type[Settings]]
+    #: Settings of `prepare`.
+    Config: ClassVar[type[Settings]]
+    #: One instance of a request, and the answer to it (V1 `instances` and `predictions` elements).
+    Request: ClassVar[type[BaseModel]]
+    Response: ClassVar[type[BaseModel]]
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, raw: pa.Table, config: Settings, progress: ProgressCallback = ignore_progress) -> pa.Table:
+        """Turn raw rows into one row an entity (a campaign, a listing, a series)."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, table: pa.Table, params: Settings, progress: ProgressCallback = ignore_progress) -> Self:
+        """Learn from prepared rows.
+
+        Raises:
+            ModelError: Nothing can be learned from these rows.
+        """
+
+    @abstractmethod
+    def predict(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> pa.Table:
+        """Score prepared rows: one output row for each, in the same order."""
+
+    @abstractmethod
+    def evaluate(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Evaluation:
+        """Measure the model on prepared rows that it was not fitted on."""
+
+    @abstractmethod
+    def explain(self, table: pa.Table) -> pa.Table:
+        """Attribute each prediction to its inputs, in contributions that add up to it."""
+
+    def extend(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Self:
+        """Return the model that goes into service after the evaluation: held-out rows added to what it looks up.
+
+        What was learned stays as it was evaluated. A model that looks nothing up returns itself.
+        """
+        return self
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Return flat facts for the registry: algorithm, sizes, parameters worth comparing."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def example_request(cls) -> dict[str, Any]:
+        """Return one valid instance, as documentation and the serving page show it."""
+
+    @classmethod
+    @abstractmethod
+    def to_table(cls, instances: Sequence[BaseModel]) -> pa.Table:
+        """Turn validated request instances into the table that `predict` takes."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write the model's data files into an empty folder: JSON, Parquet, npy or ONNX; never a pickle."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path) -> Self:
+        """Read what `write` wrote. Called only after every file's checksum was verified."""
+
+    def save(self, folder: Path) -> str:
+        """Write the model and its checksum manifest, all or nothing.
+
+        The files are written beside the target and moved into place, so a killed process leaves no half model.
+
+        Args:
+            folder: Target; replaced if it is empty or an older save, and created if missing.
+
+        Returns:
+            The model's hash: `sha256:` over the names and checksums of its files.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            self.write(partial)
+            files = {p.relative_to(partial).as_posix(): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+            manifest = {
+                "schema": MANIFEST_SCHEMA,
+                "model": f"{type(self).__module__}:{type(self).__qualname__}",
+                "format": {"name": self.format_name, "version": self.format_version},
+                "facts": self.describe(),
+                "files": files,
+                "hash": _hash_files(files),
+            }
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            if folder.exists():
+                _check_replaceable(folder)
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return str(manifest["hash"])
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a saved model after checking every file against its checksum.
+
+        Raises:
+            ModelFilesError: A file is missing, added or changed, or another model or format was saved there.
+        """
+        manifest = verify_model_folder(Path(folder))
+        seen = manifest["format"]
+        if seen["name"] != cls.format_name or seen["version"].split(".")[0] != cls.format_version.split(".")[0]:
+            raise ModelFilesError(
+                str(folder),
+                f"format {seen['name']} {seen['version']}",
+                f"{cls.__name__} reads {cls.format_name} {cls.format_version}",
+                "load it with the model class and library version that wrote it",
+            )
+        return cls.read(Path(folder))
+
+
+def verify_model_folder(folder: Path) -> dict[str, Any]:
+    """Check a model folder's files against its manifest, and return the manifest.
+
+    Raises:
+        ModelFilesError: No manifest, or a file is missing, added or changed; the message names the first one.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        expected: dict[str, str] = manifest["files"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise ModelFilesError(
+            str(path), "missing or unreadable", "a saved model has a manifest", "point at the folder that save() wrote"
+        ) from None
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    for name in sorted(found ^ set(expected)):
+        seen = "not in the manifest" if name in found else "missing"
+        raise ModelFilesError(str(folder / name), seen, "the manifest lists every file", "copy the whole folder again")
+    for name, digest in sorted(expected.items()):
+        if _sha256(folder / name) != digest:
+            raise ModelFilesError(
+                str(folder / name), "changed since it was saved", f"{digest} is recorded", "copy the whole folder again"
+            )
+    return manifest
+
+
+def load_model(folder: Path) -> Model:
+    """Load a saved model by the class that its manifest names.
+
+    Only classes that are installed as an entry point, or live in this library, are followed: a manifest is data, and
+    data does not choose what code is imported.
+    """
+    manifest = verify_model_folder(Path(folder))
+    name = str(manifest.get("model"))
+    known = {point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in known and not name.startswith("mlflywheel.models."):
+        raise ModelFilesError(
+            str(folder),
+            f"saved by {name}",
+            f"known model classes are {', '.join(sorted(known))}",
+            f"install the package that registers it in the entry point group {ENTRY_POINT_GROUP}",
+        )
+    return load_model_class(name).load(Path(folder))
+
+
+def load_model_class(name: str) -> type[Model]:
+    """Find a model class by entry point name or as `module:Class`.
+
+    Raises:
+        UsageError: No such entry point, module or class, or not a `Model`.
+
+    >>> load_model_class("topic-fingerprints").__name__
+    'TopicFingerprints'
+    """
+    points = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    target = points.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"model {name}",
+            f"{error}",
+            f"an entry point ({', '.join(sorted(points))}) or module:Class is needed",
+            "install the package that brings the model, or correct the name",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise UsageError(
+            f"model {name}",
+            f"{target} is not a Model",
+            "a subclass of mlflywheel.models.contract.Model is needed",
+            "derive the class from Model",
+        )
+    return found
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace what is not an empty folder or an older save."""
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise UsageError(
+            str(folder),
+            "exists and holds other files",
+            "a model is saved to a folder of its own",
+            "choose another folder",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_files(files: Mapping[str, str]) -> str:
+    text = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
