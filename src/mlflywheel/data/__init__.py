@@ -1,0 +1,1 @@
+"""Data steps: reading, checking, splitting."""
