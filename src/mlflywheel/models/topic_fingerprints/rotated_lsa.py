@@ -1,0 +1,292 @@
+"""Rotated LSA: readable topics by varimax rotation of a truncated SVD, and fingerprints that are linear in the terms.
+
+1. Z: TF-IDF of the counts, `log2(1 + count) * idf`, rows of unit length.
+2. Truncated SVD of Z by gensim's streaming-capable `stochastic_svd`, then varimax rotation of the loadings, fitted on
+   the heaviest terms, with signs flipped to positive skew. Rotation of a sparse factor model recovers its topics: Rohe
+   and Zeng, "Vintage factor analysis with varimax performs statistical inference", JRSS B 2023, arXiv:2004.05387.
+3. W = the positive part of Z L, rows summing to 1; lambda = W' Z; Q = p(topic | term), lambda with columns normalised.
+   One refinement (`refinements=1`) repeats this from W = the part of Z Q above the corpus mean: it raised neighbour
+   purity on four of five real corpora (benchmarks/fingerprints).
+4. The fingerprint of a campaign is the TF-IDF-weighted mean of its terms' rows of Q. It is non-negative, sums to 1, is
+   one sparse product, and every share is a sum of one contribution for each term.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field
+
+from mlflywheel.errors import ModelError
+from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.contract import Settings
+
+if TYPE_CHECKING:
+    from gensim.models import LsiModel, TfidfModel
+
+
+class RotatedLsaParams(Settings):
+    """Parameters of rotated LSA."""
+
+    num_topics: int = Field(50, ge=2, le=100, description="topics; fewer are used where the corpus is smaller")
+    seed: int = Field(0, ge=0, description="seed of the randomised SVD")
+    smoothing: float = Field(
+        0.1, ge=0, description="pulls p(topic | term) of rare terms towards the corpus mean; more suits tiny campaigns"
+    )
+    refinements: int = Field(1, ge=0, le=5, description="repetitions of the topic estimate from its own fingerprints")
+    power_iterations: int = Field(4, ge=0, le=20, description="of the randomised SVD; more is more exact")
+    rotation_terms: int = Field(5000, ge=100, description="heaviest terms that the rotation is fitted on")
+    rotation_steps: int = Field(200, ge=1, description="most steps of the rotation")
+
+
+class RotatedLsa:
+    """A fitted rotated LSA.
+
+    Args:
+        idf: Inverse document frequencies, float32 (terms,).
+        term_topic: Q, p(topic | term), float32 (terms, topics), rows summing to 1.
+        topic_weight: lambda, float32 (topics, terms), non-negative.
+        loadings: The rotated orthonormal loadings L, float32 (terms, topics), as a gensim `LsiModel` holds them.
+        prior: Fingerprint of a campaign without known terms: the mean over the training campaigns, float32 (topics,).
+    """
+
+    def __init__(
+        self,
+        idf: np.ndarray,
+        term_topic: np.ndarray,
+        topic_weight: np.ndarray,
+        loadings: np.ndarray,
+        prior: np.ndarray,
+    ) -> None:
+        self.idf = idf
+        self._term_topic = term_topic
+        self._topic_weight = topic_weight
+        self._loadings = loadings
+        self.prior = prior
+
+    @property
+    def num_topics(self) -> int:
+        """Number of topics really fitted."""
+        return int(self._term_topic.shape[1])
+
+    @classmethod
+    def fit(
+        cls, counts: sp.csr_matrix, params: RotatedLsaParams, progress: ProgressCallback = ignore_progress
+    ) -> "RotatedLsa":
+        """Learn topics from counts.
+
+        Args:
+            counts: Non-negative counts or weights, CSR (campaigns, terms).
+            params: Parameters.
+            progress: Called with the phases `topics` and `rotation`.
+
+        Raises:
+            ModelError: There are no counts at all.
+        """
+        if counts.nnz == 0:
+            raise ModelError(
+                "rotated-lsa",
+                "no campaign has a known term",
+                "at least one term in two campaigns is needed",
+                "lower text.minimum_campaigns to 1, or bring more terms",
+            )
+        counts = counts.astype(np.float64)
+        idf = inverse_document_frequency(counts)
+        z = _weigh(counts, idf)
+        z = sp.csr_matrix(z.multiply(1.0 / np.maximum(np.sqrt(z.multiply(z).sum(axis=1)), 1e-12)))
+        progress("topics", 0, 3)
+        basis = _left_singular_vectors(z, params)
+        progress("topics", 1, 3)
+        loadings = _rotate(basis, np.asarray(z.sum(axis=0)).ravel(), params, progress)
+        progress("topics", 2, 3)
+        membership = np.maximum(z @ loadings, 0.0)
+        weight, term_topic = _weigh_terms(z, membership, params.smoothing)
+        for _ in range(params.refinements):
+            shares = _normalise_rows(z @ term_topic)
+            membership = np.maximum(shares - shares.mean(axis=0), 0.0)
+            weight, term_topic = _weigh_terms(z, membership, params.smoothing)
+        progress("topics", 3, 3)
+        # Rank topics by how much of the corpus they cover, so that topic 0 is the largest.
+        order = np.argsort(-weight.sum(axis=1), kind="stable")
+        term_topic32 = np.ascontiguousarray(term_topic[:, order], dtype=np.float32)
+        fitted = cls(
+            idf.astype(np.float32),
+            term_topic32,
+            np.ascontiguousarray(weight[order], dtype=np.float32),
+            np.ascontiguousarray(loadings[:, order], dtype=np.float32),
+            np.full(len(order), 1.0 / len(order), dtype=np.float32),
+        )
+        prior = fitted.transform(sp.csr_matrix(counts)).mean(axis=0, dtype=np.float64)
+        fitted.prior = (prior / prior.sum()).astype(np.float32)
+        return fitted
+
+    def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Return the TF-IDF weights of counts, CSR float32, rows not normalised."""
+        return _weigh(counts, self.idf).astype(np.float32)
+
+    def transform(self, counts: sp.csr_matrix) -> np.ndarray:
+        """Return fingerprints, float32 (campaigns, topics), non-negative with rows summing to 1.
+
+        Each row depends on its own counts alone and is added up in column order, so a campaign gets the same bits by
+        itself as among others. A row without counts gets the prior.
+        """
+        weights = _weigh(counts, self.idf).astype(np.float64)
+        shares = np.asarray(weights @ self._term_topic.astype(np.float64))
+        totals = shares.sum(axis=1, keepdims=True)
+        empty = totals[:, 0] <= 0
+        shares = shares / np.where(totals > 0, totals, 1.0)
+        shares[empty] = self.prior
+        return shares.astype(np.float32)
+
+    def topic_term(self) -> np.ndarray:
+        """Return p(term | topic), float32 (topics, terms)."""
+        shares: np.ndarray = self._topic_weight / np.maximum(self._topic_weight.sum(axis=1, keepdims=True), 1e-12)
+        return shares.astype(np.float32)
+
+    def term_topic(self) -> np.ndarray:
+        """Return p(topic | term), float32 (terms, topics)."""
+        return self._term_topic
+
+    def attribute(self, counts_row: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Attribute one campaign's fingerprint to its terms.
+
+        Args:
+            counts_row: CSR (1, terms).
+
+        Returns:
+            Term columns (m,), contributions float64 (m, topics), and the base float64 (topics,), such that base plus
+            the summed contributions is the fingerprint. The base is zero, or the prior of a row without counts.
+        """
+        weights = _weigh(counts_row, self.idf).astype(np.float64).tocsr()
+        if weights.nnz == 0:
+            return np.empty(0, dtype=np.int64), np.empty((0, self.num_topics)), self.prior.astype(np.float64)
+        raw = weights.data[:, None] * self._term_topic[weights.indices].astype(np.float64)
+        return weights.indices.astype(np.int64), raw / raw.sum(), np.zeros(self.num_topics)
+
+    def to_gensim(self, id2word: dict[int, str]) -> "tuple[TfidfModel, LsiModel]":
+        """Return plain gensim models: the TF-IDF weighting, and the rotated loadings as an `LsiModel`.
+
+        `LsiModel[TfidfModel[bow]]` gives the signed rotated coordinates Z L of a campaign.
+        """
+        from gensim.models import LsiModel, TfidfModel
+
+        tfidf = TfidfModel(wlocal=weigh_count, normalize=True, id2word=id2word)
+        tfidf.idfs = {column: float(value) for column, value in enumerate(self.idf)}
+        tfidf.eps = 0.0
+        lsi = LsiModel(id2word=id2word, num_topics=self.num_topics)
+        lsi.projection.u = self._loadings.astype(np.float64)
+        lsi.projection.s = np.linalg.norm(self._topic_weight, axis=1).astype(np.float64)
+        return tfidf, lsi
+
+    def write(self, folder: Path) -> None:
+        """Write the arrays as npy files and the sizes as JSON."""
+        for name, array in self._arrays().items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        (folder / "rotated_lsa.json").write_text(json.dumps({"num_topics": self.num_topics}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "RotatedLsa":
+        """Read what `write` wrote."""
+        names = ("idf", "term_topic", "topic_weight", "loadings", "prior")
+        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
+        return cls(**arrays)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "idf": self.idf,
+            "term_topic": self._term_topic,
+            "topic_weight": self._topic_weight,
+            "loadings": self._loadings,
+            "prior": self.prior,
+        }
+
+
+def weigh_count(count: Any) -> Any:
+    """Return the local TF-IDF weight: `log2(1 + count)`, 1 for one use and defined for fractional weights.
+
+    >>> float(weigh_count(1.0)), float(weigh_count(3.0))
+    (1.0, 2.0)
+    """
+    return np.log2(1.0 + np.asarray(count))
+
+
+def inverse_document_frequency(counts: sp.csr_matrix) -> np.ndarray:
+    """Return smoothed inverse document frequencies, `ln((1 + n) / (1 + df)) + 1`, float64 (terms,)."""
+    frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+    inverse: np.ndarray = np.log((1.0 + counts.shape[0]) / (1.0 + frequency)) + 1.0
+    return inverse
+
+
+def _weigh(counts: sp.csr_matrix, idf: np.ndarray) -> sp.csr_matrix:
+    weights = sp.csr_matrix(counts, dtype=np.float64, copy=True)
+    weights.data = weigh_count(weights.data) * idf.astype(np.float64)[weights.indices]
+    return weights
+
+
+def _left_singular_vectors(z: sp.csr_matrix, params: RotatedLsaParams) -> np.ndarray:
+    """Return orthonormal term loadings, float64 (terms, topics), with as many topics as the corpus supports.
+
+    `LsiModel` computes the same, but forgets its seed when it is given a sparse matrix (gensim 4.4), so we call its
+    solver directly.
+    """
+    from gensim.models.lsimodel import stochastic_svd
+
+    rank = min(params.num_topics, *z.shape)
+    loadings, _ = stochastic_svd(
+        sp.csc_matrix(z.T),
+        rank,
+        num_terms=z.shape[1],
+        extra_dims=min(50, max(0, min(z.shape) - rank)),
+        power_iters=params.power_iterations,
+        dtype=np.float64,
+        random_seed=params.seed,
+    )
+    return np.asarray(loadings)
+
+
+def _rotate(
+    loadings: np.ndarray, term_weight: np.ndarray, params: RotatedLsaParams, progress: ProgressCallback
+) -> np.ndarray:
+    """Rotate loadings by varimax (Kaiser 1958), fitted on the heaviest terms; flip each column to positive skew."""
+    heaviest = np.argsort(-term_weight, kind="stable")[: params.rotation_terms]
+    fitted = loadings[heaviest]
+    terms, topics = fitted.shape
+    rotation = np.eye(topics)
+    criterion = 0.0
+    for step in range(params.rotation_steps):
+        progress("rotation", step, params.rotation_steps)
+        rotated = fitted @ rotation
+        gradient = fitted.T @ (rotated**3 - rotated * ((rotated**2).sum(axis=0) / terms))
+        left, singular, right = np.linalg.svd(gradient)
+        rotation = left @ right
+        if singular.sum() < criterion * (1 + 1e-6):
+            break
+        criterion = singular.sum()
+    progress("rotation", params.rotation_steps, params.rotation_steps)
+    result = loadings @ rotation
+    sign = np.sign((result**3).sum(axis=0))
+    return np.asarray(result * np.where(sign == 0, 1.0, sign))
+
+
+def _weigh_terms(z: sp.csr_matrix, membership: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return lambda (topics, terms) and p(topic | term) (terms, topics) of campaigns with these memberships."""
+    weight = np.asarray(sp.csr_matrix(z.T) @ _normalise_rows(membership)).T
+    return weight, _topic_given_term(weight, smoothing)
+
+
+def _topic_given_term(weight: np.ndarray, smoothing: float) -> np.ndarray:
+    """Return p(topic | term), (terms, topics), from lambda (topics, terms), smoothed towards the corpus mean.
+
+    The mean that a term is smoothed by is the topic's mean weight, so a term that few campaigns use says little.
+    """
+    smoothed = weight + smoothing * weight.mean(axis=1, keepdims=True)
+    totals = smoothed.sum(axis=0)
+    uniform = np.full(weight.shape[0], 1.0 / weight.shape[0])
+    return np.where(totals[:, None] > 0, smoothed.T / np.where(totals > 0, totals, 1.0)[:, None], uniform)
+
+
+def _normalise_rows(matrix: Any) -> np.ndarray:
+    dense = np.asarray(matrix)
+    return np.asarray(dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12))
