@@ -1,0 +1,1 @@
+"""Automatic decisions as pure functions: measurements in, a verdict with its reasons out."""

@@ -1,0 +1,1 @@
+"""Statistics that decisions rest on: intervals and their assumptions, as pure functions on arrays."""
