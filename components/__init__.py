@@ -1,0 +1,23 @@
+"""KFP components: thin wrappers that read paths, call one function of the library, write paths and log metrics."""
+
+from mlflywheel.components.evaluation import evaluate_model, refuse_model
+from mlflywheel.components.ingestion import ingest_data
+from mlflywheel.components.preparation import prepare_table
+from mlflywheel.components.registration import register_model
+from mlflywheel.components.scoring import score_table
+from mlflywheel.components.splitting import split_table
+from mlflywheel.components.training import extend_model, train_model
+from mlflywheel.components.validation import validate_data
+
+__all__ = [
+    "evaluate_model",
+    "extend_model",
+    "ingest_data",
+    "prepare_table",
+    "refuse_model",
+    "register_model",
+    "score_table",
+    "split_table",
+    "train_model",
+    "validate_data",
+]

@@ -1,0 +1,36 @@
+"""Read a table from anywhere into Parquet, with a version."""
+
+from kfp import dsl
+
+from mlflywheel import images
+
+
+@dsl.component(base_image=images.COMPONENTS, install_kfp_package=False)
+def ingest_data(
+    rows: dsl.Output[dsl.Dataset], data: str, columns: str = "{}", model: str = "topic-fingerprints"
+) -> str:
+    """Read a CSV, CSV.gz or Parquet table from any URI and compute its version.
+
+    Args:
+        rows: The table as Parquet, columns named and typed as the model declares them.
+        data: Path or URI of the table (file, s3, gs, http, minio).
+        columns: JSON object of our column names to the table's, such as {"vertical": "industry"}.
+        model: Model class, by entry point name or as module:Class; it declares the columns.
+
+    Returns:
+        The data version, sha256 over the content, independent of the file format.
+    """
+    import json
+    from pathlib import Path
+
+    from mlflywheel.data.ingestion import ingest, write_ingested
+    from mlflywheel.events import step
+    from mlflywheel.models.contract import load_model_class
+
+    with step("ingestion") as running:
+        ingested = ingest(data, load_model_class(model).columns, json.loads(columns), running)
+        write_ingested(ingested, Path(rows.path))
+        version = ingested.version
+        rows.metadata.update(version=version.hash, rows=version.rows, source=version.source)
+        running.record(data={"uri": version.source, "version": version.hash, "rows": version.rows})
+    return version.hash

@@ -1,0 +1,5 @@
+"""Hold out entities for the evaluation."""
+
+from mlflywheel.components.splitting.component import split_table
+
+__all__ = ["split_table"]

@@ -1,0 +1,66 @@
+"""Fit a model, and make the evaluated model ready for service."""
+
+from kfp import dsl
+
+from mlflywheel import images
+
+
+@dsl.component(base_image=images.COMPONENTS, install_kfp_package=False)
+def train_model(
+    train: dsl.Input[dsl.Dataset],
+    fitted: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    params: str = "{}",
+    model: str = "topic-fingerprints",
+):
+    """Fit the model on the training part.
+
+    Args:
+        train: Prepared training rows, Parquet.
+        fitted: The model as a folder of data files with a checksum manifest.
+        metrics: Sizes and settings of the fitted model.
+        params: JSON object of the model's parameters.
+        model: Model class, by entry point name or as module:Class.
+    """
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+    from mlflywheel.events import step
+    from mlflywheel.models.contract import load_model_class
+
+    with step("training") as running:
+        model_class = load_model_class(model)
+        settings = model_class.Params.parse(params, "model parameters")
+        learned = model_class.fit(pq.read_table(train.path), settings, running)
+        fitted.framework = model_class.format_name
+        fitted.metadata["hash"] = learned.save(Path(fitted.path))
+        for name, value in learned.describe().items():
+            metrics.log_metric(name, value)
+        running.record(parameters=settings.model_dump(mode="json"))
+
+
+@dsl.component(base_image=images.COMPONENTS, install_kfp_package=False)
+def extend_model(
+    fitted: dsl.Input[dsl.Model],
+    holdout: dsl.Input[dsl.Dataset],
+    extended: dsl.Output[dsl.Model],
+):
+    """Add the held-out rows to what an evaluated model looks up; what it learned stays as it was evaluated.
+
+    Args:
+        fitted: The evaluated model.
+        holdout: Prepared held-out rows, Parquet.
+        extended: The model that goes into service.
+    """
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+    from mlflywheel.events import step
+    from mlflywheel.models.contract import load_model
+
+    with step("extension") as running:
+        complete = load_model(Path(fitted.path)).extend(pq.read_table(holdout.path), running)
+        extended.framework = complete.format_name
+        extended.metadata["hash"] = complete.save(Path(extended.path))

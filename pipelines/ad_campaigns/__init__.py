@@ -1,0 +1,1 @@
+"""The ad-campaigns pipeline: from a table of terms to registered topic fingerprints and batch scores."""

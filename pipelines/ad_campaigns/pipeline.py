@@ -1,0 +1,91 @@
+"""Wiring of the ad-campaigns pipeline. `make compile` writes it to `pipeline.yaml`, which is what runs everywhere."""
+
+from pathlib import Path
+
+from kfp import dsl
+
+from mlflywheel.components import (
+    evaluate_model,
+    extend_model,
+    ingest_data,
+    prepare_table,
+    refuse_model,
+    register_model,
+    score_table,
+    split_table,
+    train_model,
+    validate_data,
+)
+from mlflywheel.pipelines.configuration import read_configuration
+
+_FOLDER = Path(__file__).parent
+_MODEL = "topic-fingerprints"
+
+
+
+@dsl.pipeline(
+    name="ad-campaigns",
+    display_name="Ad campaigns: topic fingerprints",
+    description="From a table of terms to registered topic fingerprints, similar campaigns and recommended keywords.",
+)
+def ad_campaigns(
+    data: str,
+    columns: str = "{}",
+    prepare: str = "{}",
+    expectations: str = read_configuration(_FOLDER / "expectations.json"),
+    split_method: str = "random",
+    split_column: str = "",
+    split_seed: int = 0,
+    holdout_fraction: float = 0.2,
+    params: str = "{}",
+    gates: str = read_configuration(_FOLDER / "gates.yaml"),
+    model_name: str = "ad-campaigns",
+    registry: str = "http://model-registry-service.kubeflow.svc.cluster.local:8080",
+):
+    """From a table of terms to registered topic fingerprints, similar campaigns and recommended keywords.
+
+    Args:
+        data: Path or URI of the table, one row a term: CSV, CSV.gz or Parquet.
+        columns: JSON object of our column names to the table's, such as {"vertical": "industry"}.
+        prepare: JSON object of preparation settings, such as {"split_terms": true}.
+        expectations: The validation suite, as JSON.
+        split_method: random, grouped or temporal.
+        split_column: The group or time column of the grouped and temporal methods.
+        split_seed: Seed of the split.
+        holdout_fraction: Share of the campaigns that only the evaluation sees.
+        params: JSON object of model parameters, such as {"num_topics": 40}.
+        gates: The thresholds, as YAML.
+        model_name: Name to register the model under.
+        registry: URL of a Kubeflow Model Registry, or path of an embedded one.
+    """
+    ingested = ingest_data(data=data, columns=columns, model=_MODEL)
+    # The bytes behind a URI can change without the URI; KFP's cache would not notice.
+    ingested.set_caching_options(False).set_retry(2, backoff_duration="10s")
+    rows = ingested.outputs["rows"]
+    table = prepare_table(rows=rows, config=prepare, model=_MODEL).outputs["table"]
+    validated = validate_data(rows=rows, table=table, expectations=expectations, model=_MODEL)
+    validated.set_memory_request("1G").set_memory_limit("4G")
+    split = split_table(
+        table=table, method=split_method, holdout_fraction=holdout_fraction, seed=split_seed, column=split_column
+    ).after(validated)
+    trained = train_model(train=split.outputs["train"], params=params, model=_MODEL)
+    trained.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
+    evaluated = evaluate_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"], gates=gates)
+    evaluated.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
+    with dsl.If(evaluated.outputs["Output"] == "held", name="gates-held"):
+        extended = extend_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"]).outputs["extended"]
+        registered = register_model(
+            extended=extended,
+            evaluation=evaluated.outputs["evaluation"],
+            name=model_name,
+            registry=registry,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            data=data,
+            data_version=ingested.outputs["Output"],
+            params=params,
+        )
+        registered.set_caching_options(False).set_retry(3, backoff_duration="10s")
+        scored = score_table(extended=extended, table=table, model_version=registered.output)
+        scored.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
+    with dsl.Else(name="gates-refused"):
+        refuse_model(verdict=evaluated.outputs["verdict"])
