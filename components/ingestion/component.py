@@ -20,15 +20,14 @@ def ingest_data(
     Returns:
         The data version, sha256 over the content, independent of the file format.
     """
-    import json
     from pathlib import Path
 
-    from mlflywheel.data.ingestion import ingest, write_ingested
+    from mlflywheel.data.ingestion import ingest, read_mapping, write_ingested
     from mlflywheel.events import step
     from mlflywheel.models.contract import load_model_class
 
     with step("ingestion") as running:
-        ingested = ingest(data, load_model_class(model).columns, json.loads(columns), running)
+        ingested = ingest(data, load_model_class(model).columns, read_mapping(columns), running)
         write_ingested(ingested, Path(rows.path))
         version = ingested.version
         rows.metadata.update(version=version.hash, rows=version.rows, source=version.source)

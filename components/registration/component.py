@@ -15,6 +15,7 @@ def register_model(
     data: str,
     data_version: str,
     params: str = "{}",
+    prepare: str = "{}",
 ) -> str:
     """Register the model with its metrics and its lineage; registering a run again gives the same version.
 
@@ -27,6 +28,7 @@ def register_model(
         data: Where the data came from.
         data_version: What ingest_data returned.
         params: JSON object of the parameters that the model was fitted with.
+        prepare: JSON object of the settings that the data was prepared with.
 
     Returns:
         NAME@VERSION.
@@ -47,6 +49,7 @@ def register_model(
             data=data,
             data_version=data_version,
             params=params,
+            prepare=prepare,
         )
         running.record(model={"name": version.name, "version": version.version, "uri": version.uri})
     return version.reference

@@ -22,7 +22,6 @@ _FOLDER = Path(__file__).parent
 _MODEL = "topic-fingerprints"
 
 
-
 @dsl.pipeline(
     name="ad-campaigns",
     display_name="Ad campaigns: topic fingerprints",
@@ -83,6 +82,7 @@ def ad_campaigns(
             data=data,
             data_version=ingested.outputs["Output"],
             params=params,
+            prepare=prepare,
         )
         registered.set_caching_options(False).set_retry(3, backoff_duration="10s")
         scored = score_table(extended=extended, table=table, model_version=registered.output)

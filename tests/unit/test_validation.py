@@ -123,7 +123,7 @@ ROW_CASES: list[tuple[str, Callable[[Columns], None], set[str], int | None]] = [
     ("one blank term", put("term", 8, "  "), {"term_present"}, 9),
     ("5 % missing terms", put("term", 0, *[None] * 9), {"term_present", "rows_unique"}, 1),
     ("over 5 %", put("term", 0, *[None] * 10), {"term_present", "rows_unique", "term_mostly_present"}, 1),
-    ("a term at the longest", put("term", 2, "a" * 10_000), set(), None),
+    ("a text at the longest", put("term", 2, "a" * 1_000_000), set(), None),
     ("a huge term", put("term", 2, "a" * 10_000_000), {"term_length"}, 3),
     ("an e-mail address", put("term", 5, "write to jane.doe@example.com"), {"term_without_email"}, 6),
     ("a telephone number", put("term", 5, "+44 20 7946 0958"), {"term_without_telephone"}, 6),
@@ -179,6 +179,8 @@ PREPARED_CASES: list[tuple[str, Callable[[Columns], None], set[str]]] = [
         put("terms", 0, *[["1", "2", "3", "4", f"{n + 10}"] for n in range(100)]),
         {"terms_readable", "terms_mostly_readable"},
     ),
+    ("a term at the longest", put("terms", 0, ["a" * 10_000, "b", "c", "d", "e"]), set()),
+    ("a text that was not split", put("terms", 0, ["a" * 10_001, "b", "c", "d", "e"]), {"terms_short"}),
     ("three equal documents", put("terms", 0, *[["a", "b", "c", "d", "e"]] * 3), set()),
     (
         "four equal documents in another order",
@@ -517,7 +519,7 @@ def test_rules_on_column_names_see_the_table_as_it_is() -> None:
 def test_a_list_column_names_the_columns_that_rules_can_read() -> None:
     suite = read_suite({"schema": 1, "prepared": [rule(kwargs={"column": "terms"})]}, "e.json")
     result = validate(pa.table({"a": [1]}), pa.table({"terms": [["x"]]}), suite)
-    assert "rules can read terms_count, unreadable_share" in result.rules[0].reason
+    assert "rules can read terms_count, longest_term_characters, unreadable_share" in result.rules[0].reason
 
 
 def test_reading_a_suite_does_not_import_great_expectations() -> None:

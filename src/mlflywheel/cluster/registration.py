@@ -6,18 +6,19 @@ import os
 import platform
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 from mlflywheel import __version__, images
 from mlflywheel.cluster.connection import open_registry
 from mlflywheel.models.contract import Evaluation, verify_model_folder
 from mlflywheel.registry import ModelVersion
+from mlflywheel.storage import s3_endpoint, without_credentials
 
-# Kubeflow Pipelines sets these in pods that reach its object store.
-_ENDPOINT_VARIABLES = ("MLFLYWHEEL_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT")
+# Where servers find the object store and its keys, if that is not where this pod finds them.
+_ENDPOINT_VARIABLE = "MLFLYWHEEL_S3_ENDPOINT"
 _SECRET_VARIABLE = "MLFLYWHEEL_S3_SECRET"
-_DEFAULT_ENDPOINT = "http://minio-service.kubeflow:9000"
-_DEFAULT_SECRET = "mlpipeline-minio-artifact"
+# What Kubeflow Pipelines installs.
+_MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
+_MINIO_SECRET = "mlpipeline-minio-artifact"
 # A local run has a folder named by its own id; kfp.local invents another one that stands nowhere.
 RUN_ID_VARIABLE = "MLFLYWHEEL_RUN_ID"
 
@@ -33,19 +34,23 @@ def register(
     data: str,
     data_version: str,
     params: str,
+    prepare: str = "{}",
 ) -> ModelVersion:
     """Register a model folder as a version, once for each run.
 
     Args:
         folder: The model's files, checked against their manifest before anything is registered.
-        uri: Where others read them; `minio://` becomes `s3://` with endpoint and secret reference.
+        uri: Where others read them; `minio://` becomes `s3://` with endpoint and secret reference. The endpoint is
+            `MLFLYWHEEL_S3_ENDPOINT`, else what `mlflywheel.storage` reads from, else Kubeflow's own MinIO; the secret's
+            name is `MLFLYWHEEL_S3_SECRET`, else Kubeflow's.
         evaluation: `evaluation.json`.
         name: Registered name.
         registry: Path of an embedded registry, or URL of a Kubeflow Model Registry.
         run_id: The run; registering it again returns its version.
-        data: Where the data came from.
+        data: Where the data came from; it is recorded without its credentials.
         data_version: Hash of the data.
         params: Parameters of the fit, a JSON object.
+        prepare: Preparation settings, a JSON object; scoring other data with this version prepares it the same way.
 
     Raises:
         ModelFilesError: The folder does not hold what was saved.
@@ -54,7 +59,7 @@ def register(
     run_id = os.environ.get(RUN_ID_VARIABLE) or run_id
     manifest = verify_model_folder(folder)
     measured = Evaluation.from_dict(json.loads(evaluation.read_text(encoding="utf-8")))
-    remote = uri.startswith("minio://")
+    endpoint, secret = _describe_store(uri)
     return open_registry(registry).ensure_version(
         name,
         uri,
@@ -66,16 +71,17 @@ def register(
         parameters=manifest["facts"],
         lineage={
             "run_id": run_id,
-            "data_uri": data,
+            "data_uri": without_credentials(data),
             "data_version": data_version,
-            "params": json.dumps(json.loads(params or "{}"), sort_keys=True),
+            "params": _sort_keys(params),
+            "prepare": _sort_keys(prepare),
             "model_class": manifest["model"],
             "code_version": __version__,
             "image": images.COMPONENTS,
             **describe_environment(),
         },
-        endpoint=_first_variable(_ENDPOINT_VARIABLES, _DEFAULT_ENDPOINT) if remote else "",
-        secret=os.environ.get(_SECRET_VARIABLE, _DEFAULT_SECRET) if remote else "",
+        endpoint=endpoint,
+        secret=secret,
     )
 
 
@@ -89,6 +95,17 @@ def describe_environment() -> dict[str, str]:
     }
 
 
-def _first_variable(names: tuple[str, ...], default: str) -> str:
-    found: list[Any] = [os.environ[name] for name in names if os.environ.get(name)]
-    return str(found[0]) if found else default
+def _sort_keys(text_json: str) -> str:
+    return json.dumps(json.loads(text_json.strip() or "{}"), sort_keys=True)
+
+
+def _describe_store(uri: str) -> tuple[str, str]:
+    """Return the endpoint and the secret's name that a server needs to read the address; empty where it needs none."""
+    scheme = uri.partition("://")[0]
+    if scheme not in ("minio", "s3"):
+        return "", ""
+    endpoint = os.environ.get(_ENDPOINT_VARIABLE) or s3_endpoint(scheme) or ""
+    secret = os.environ.get(_SECRET_VARIABLE, "")
+    if scheme == "minio":
+        return endpoint or _MINIO_ENDPOINT, secret or _MINIO_SECRET
+    return endpoint, secret

@@ -28,6 +28,7 @@ import csv
 import difflib
 import gzip
 import io
+import json
 import os
 import re
 import zlib
@@ -104,6 +105,22 @@ def ingest(
         DataError: The file cannot be read, has no rows, lacks a column, or holds a value that cannot be cast. Missing
             values are not an error here: validation counts them.
     """
+    check_mapping(mapping, columns)
+    declared = {column.name: column for column in columns}
+    where = without_credentials(uri)
+    wanted = {mapping.get(column.name, column.name) for column in columns}
+    with local_copy(uri, progress) as path:
+        raw = _read_file(_Source(where, path), wanted, progress)
+    table = _cast_columns(where, _rename_columns(where, raw, declared, mapping), declared)
+    return Ingested(table, version_table(table, uri, progress))
+
+
+def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
+    """Check that a mapping names declared columns only.
+
+    Raises:
+        UsageError: It does not; the message lists what may be mapped.
+    """
     declared = {column.name: column for column in columns}
     for ours in mapping:
         if ours not in declared:
@@ -114,12 +131,6 @@ def ingest(
                 _suggest(ours, declared, f"write --map {{}}={mapping[ours]}")
                 or "write --map OURS=THEIRS with one of these",
             )
-    where = without_credentials(uri)
-    wanted = {mapping.get(column.name, column.name) for column in columns}
-    with local_copy(uri, progress) as path:
-        raw = _read_file(_Source(where, path), wanted, progress)
-    table = _cast_columns(where, _rename_columns(where, raw, declared, mapping), declared)
-    return Ingested(table, version_table(table, uri, progress))
 
 
 def write_ingested(ingested: Ingested, table_path: Path, version_path: Path | None = None) -> Path:
@@ -177,6 +188,31 @@ def parse_mapping(items: Iterable[str]) -> dict[str, str]:
                 "drop one of them",
             )
         mapping[ours] = theirs
+    return mapping
+
+
+def read_mapping(text_json: str, where: str = "columns") -> dict[str, str]:
+    """Read a JSON object of our names to theirs, as a pipeline's parameter holds it.
+
+    Args:
+        text_json: The object; empty text is an empty one.
+        where: What to call it in an error.
+
+    Raises:
+        UsageError: Not JSON, or not an object of texts.
+
+    >>> read_mapping('{"vertical": "industry"}')
+    {'vertical': 'industry'}
+    """
+    fix = 'write it like {"vertical": "industry"}'
+    try:
+        mapping = json.loads(text_json) if text_json.strip() else {}
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            where, f"not JSON ({error.msg} at character {error.pos})", "a JSON object is needed", fix
+        ) from None
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) and name for name in mapping.values()):
+        raise UsageError(where, text_json[:60], "a JSON object of texts is needed", fix)
     return mapping
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 #: Computed column: the columns that it is computed from.
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "terms_count": ("terms",),
+    "longest_term_characters": ("terms",),
     "unreadable_share": ("terms",),
     "document_hash": ("terms",),
     "weights_fit_terms": ("terms", "weights"),
@@ -176,6 +177,8 @@ def _with_derived(table: pa.Table, columns: Iterable[str]) -> pa.Table:
     for column in wanted:
         if column == "terms_count":
             values: pa.Array = pa.array(counts)
+        elif column == "longest_term_characters":
+            values = _longest_term(words, codes, counts)
         elif column == "unreadable_share":
             values = _unreadable_share(words, codes, counts)
         elif column == "document_hash":
@@ -195,6 +198,13 @@ def is_unreadable(term: str | None) -> bool:
     if term is None or "\ufffd" in term:
         return True
     return not any(character.isalpha() for character in term) or bool(_READ_AS_WINDOWS_1252.search(term))
+
+
+def _longest_term(words: list[str | None], codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> pa.Array:
+    lengths = np.array([len(word or "") for word in [*words, None]], dtype=np.int64)[codes]
+    longest = np.zeros(len(counts), dtype=np.int64)
+    np.maximum.at(longest, np.repeat(np.arange(len(counts)), counts), lengths)
+    return pa.array(longest, mask=counts == 0)
 
 
 def _unreadable_share(words: list[str | None], codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> pa.Array:

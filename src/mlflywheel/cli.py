@@ -1,0 +1,366 @@
+"""The command line. Every command is a call of `mlflywheel.client.Client`; this module reads options and prints."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlflywheel import __version__
+from mlflywheel.client import Client
+from mlflywheel.console import ProgressView, print_error, print_run
+from mlflywheel.errors import MlflywheelError, UsageError
+from mlflywheel.runs.folder import DEFAULT_RUNS
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From a table to a registered, served and monitored model, on a laptop and on Kubeflow.",
+    epilog="Exit codes: 0 done; 1 failed or unreadable data; 2 wrong usage; 3 a gate said no; 130 interrupted.",
+)
+models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at registered models.")
+app.add_typer(models_app, name="models")
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", show_default=True)]
+Registry = Annotated[
+    str | None,
+    typer.Option("--registry", help="Path of an embedded registry or URL of a Kubeflow Model Registry.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Maps = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="OURS=THEIRS", help="Our column name and the table's; repeatable.", show_default=False),
+]
+Split = Annotated[
+    bool, typer.Option("--split-terms", help="Split each term at white space: for tables with one text a campaign.")
+]
+Prepares = Annotated[
+    list[str] | None,
+    typer.Option("--prepare", metavar="NAME=VALUE", help="A preparation setting; repeatable.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and an exit code."""
+    try:
+        app()
+    except MlflywheelError as error:
+        print_error(Console(stderr=True), str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error(Console(stderr=True), "interrupted; what was finished is kept")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlflywheel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="A pipeline's name, or the path of compiled YAML.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Table to run on: path or URI of CSV, CSV.gz or Parquet. A sample if left out.", show_default=False),
+    ] = None,
+    maps: Maps = None,
+    split_terms: Split = False,
+    prepares: Prepares = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False),
+    ] = None,
+    gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
+    expectations: Annotated[
+        Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
+    ] = None,
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what kfp and the steps print.")] = False,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Run a pipeline's compiled YAML on this machine.
+
+    \b
+    mlflywheel run ad-campaigns
+    mlflywheel run ad-campaigns --data terms.csv.gz --map vertical=industry --json
+    mlflywheel run ad-campaigns --data ads.csv --map campaign_id=ad_id --map term=text --split-terms
+    mlflywheel run ad-campaigns --param num_topics=40 --param text.bigrams=false --set holdout_fraction=0.1
+    """
+    arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
+    for name, path in (("gates", gates), ("expectations", expectations)):
+        if path is not None:
+            arguments[name] = _read_text(f"--{name}", path)
+    console = Console(stderr=True)
+    client = Client(runs, registry)
+    with ProgressView(console, quiet or verbose) as view:
+        finished = client.run(
+            pipeline,
+            data,
+            columns=_read_maps(maps),
+            prepare=_read_prepare(prepares, split_terms),
+            params=nest(read_assignments("--param", params)),
+            arguments=arguments,
+            on_event=view.show,
+            on_output=(lambda line: print(line, file=sys.stderr)) if verbose else None,
+        )
+    if as_json:
+        print(json.dumps(finished.summary, indent=1))
+    else:
+        print_run(Console(), finished.summary)
+    if open_report:
+        typer.launch(finished.report.as_uri())
+    finished.raise_for_status()
+
+
+@app.command(name="compile")
+def compile_pipelines(
+    pipeline: Annotated[str | None, typer.Argument(help="A pipeline's name; all if left out.", show_default=False)] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if the YAML is out of date.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile pipelines into the YAML that runs everywhere.
+
+    \b
+    mlflywheel compile
+    mlflywheel compile ad-campaigns --check
+    """
+    differing = Client().compile(pipeline, check=check)
+    if as_json:
+        print(json.dumps({"check": check, "differing": [str(path) for path in differing]}))
+    for path in differing if not as_json else []:
+        print(f"{path}: {'out of date. Fix: mlflywheel compile' if check else 'written'}")
+    if not differing and not as_json:
+        print("every pipeline.yaml is up to date")
+    if check and differing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sample(
+    pipeline: Annotated[str, typer.Argument(help="A pipeline's name.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Target: .csv, .csv.gz or .parquet.", show_default=False)] = None,
+    campaigns: Annotated[int, typer.Option("--campaigns", min=1, help="How many campaigns.")] = 3000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed; the same seed writes the same rows.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Write a realistic sample of a pipeline's data.
+
+    \b
+    mlflywheel sample ad-campaigns
+    mlflywheel sample ad-campaigns --output terms.parquet --campaigns 500 --seed 1
+    """
+    path = Client().sample(pipeline, output or Path(f"{pipeline}.csv.gz"), campaigns=campaigns, seed=seed)
+    print(json.dumps({"path": str(path), "campaigns": campaigns, "seed": seed}) if as_json else path)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or a model folder.")],
+    data: Annotated[str, typer.Option("--data", help="Table to score: path or URI of CSV, CSV.gz or Parquet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the scores go, Parquet.")] = Path("scores.parquet"),
+    maps: Maps = None,
+    split_terms: Split = False,
+    prepares: Prepares = None,
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a table with a registered model or a model folder.
+
+    \b
+    mlflywheel score ad-campaigns@1 --data new-terms.csv --output scores.parquet
+    """
+    with ProgressView(Console(stderr=True), quiet) as view:
+        scores = Client(runs, registry).score(
+            model,
+            data,
+            output=output,
+            columns=_read_maps(maps),
+            prepare=_read_prepare(prepares, split_terms),
+            progress=view.progress,
+        )
+    version = scores["model_version"][0].as_py() if scores.num_rows else None
+    if as_json:
+        print(json.dumps({"path": str(output), "rows": scores.num_rows, "model_version": version}))
+    else:
+        print(f"{output}: {scores.num_rows:,} rows scored by {version}")
+
+
+@models_app.command("list")
+def list_models(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson = False) -> None:
+    """List registered models and their versions.
+
+    \b
+    mlflywheel models list
+    mlflywheel models list --json
+    """
+    found = Client(runs, registry).models()
+    if as_json:
+        print(json.dumps([version.to_dict() for _, versions in found for version in versions], default=str))
+        return
+    if not found:
+        print("no model is registered; run a pipeline: mlflywheel run ad-campaigns")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "state", "registered", "format", "hash"):
+        table.add_column(name, no_wrap=True)
+    for _, versions in found:
+        for version in versions:
+            created = f"{version.created_at:%Y-%m-%d %H:%M}"
+            table.add_row(version.reference, str(version.state), created, version.format_name, version.hash[:19])
+    # A pipe has no width; cutting names there would lose them.
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+@models_app.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the newest.")],
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a version: state, metrics, parameters, and what it was made from.
+
+    \b
+    mlflywheel models show ad-campaigns@1
+    """
+    client = Client(runs, registry)
+    version = client.model(model)
+    history = client.registry.history(version.name, version.version)
+    values = version.to_dict()
+    if as_json:
+        print(json.dumps({**values, "history": [transition.to_dict() for transition in history]}, default=str))
+        return
+    console = Console()
+    console.print(Text(version.reference, "bold") + Text(f"  {version.state}"))
+    for title, entries in (
+        ("", {"uri": version.uri, "hash": version.hash, "registered": f"{version.created_at:%Y-%m-%d %H:%M} UTC"}),
+        ("Metrics", {name: f"{value:.6g}" for name, value in sorted(version.metrics.items())}),
+        ("Parameters", {name: str(value) for name, value in sorted(version.parameters.items())}),
+        ("Made from", dict(sorted(version.lineage.items()))),
+    ):
+        if not entries:
+            continue
+        if title:
+            console.print(f"\n{title}", style="bold")
+        for name, value in entries.items():
+            console.print(Text(f"  {name:<40} {value}"), soft_wrap=True)
+
+
+@app.command()
+def doctor(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson = False) -> None:
+    """Look at this installation, and say what would get in the way and how to mend it.
+
+    \b
+    mlflywheel doctor
+    """
+    from mlflywheel.doctor import examine
+
+    findings = list(examine(runs, Client(runs, registry).registry))
+    problems = sum(finding.status == "problem" for finding in findings)
+    if as_json:
+        print(json.dumps({"problems": problems, "findings": [finding.to_dict() for finding in findings]}))
+    else:
+        console = Console()
+        marks = {"ok": Text("✓", "green"), "note": Text("–", "yellow"), "problem": Text("✗", "red")}
+        for finding in findings:
+            console.print(marks[finding.status] + Text(f" {finding.subject:<22}{finding.text}"), soft_wrap=True)
+            if finding.fix:
+                console.print(Text(f"  Fix: {finding.fix}"), soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def read_assignment(option: str, item: str) -> tuple[str, str]:
+    """Split `NAME=VALUE`.
+
+    >>> read_assignment("--set", "a=b=c")
+    ('a', 'b=c')
+    """
+    name, separator, value = item.partition("=")
+    if not separator or not name:
+        raise UsageError(f"{option} {item}", "no name and value", "NAME=VALUE is needed", f"write {option} NAME=VALUE")
+    return name.strip(), value
+
+
+def read_assignments(option: str, items: list[str] | None) -> dict[str, Any]:
+    """Read `NAME=VALUE` items, values as JSON where they are, as text otherwise.
+
+    >>> read_assignments("--param", ["num_topics=40", "algorithm=lda", "text.bigrams=false"])
+    {'num_topics': 40, 'algorithm': 'lda', 'text.bigrams': False}
+    """
+    values: dict[str, Any] = {}
+    for item in items or []:
+        name, text = read_assignment(option, item)
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn dotted names into nested objects.
+
+    >>> nest({"num_topics": 40, "text.bigrams": False})
+    {'num_topics': 40, 'text': {'bigrams': False}}
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        *path, last = name.split(".")
+        place = result
+        for part in path:
+            inner = place.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"--param {name}", f"{part} has a value of its own", "one of the two is needed", "leave one out")
+            place = inner
+        place[last] = value
+    return result
+
+
+def _read_maps(maps: list[str] | None) -> dict[str, str]:
+    from mlflywheel.data.ingestion import parse_mapping
+
+    return parse_mapping(maps or [])
+
+
+def _read_prepare(prepares: list[str] | None, split_terms: bool) -> dict[str, Any]:
+    values = nest(read_assignments("--prepare", prepares))
+    return {**values, "split_terms": True} if split_terms else values
+
+
+def _read_text(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{option} {path}", reason, "a readable text file is needed", "correct the path") from None

@@ -1,0 +1,336 @@
+"""The same calls as the command line, for notebooks and scripts: `from mlflywheel import Client`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflywheel.cluster.connection import open_registry
+from mlflywheel.errors import DataError, MissingExtraError, MlflywheelError, UsageError, error_from_dict
+from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.pipelines.catalog import PIPELINES, Pipeline, find_pipeline
+from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, parse_reference
+from mlflywheel.runs.folder import DEFAULT_RUNS
+from mlflywheel.runs.runner import EventCallback, read_name, run_pipeline
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mlflywheel.models.contract import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        summary: What `summary.json` holds.
+    """
+
+    summary: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """`succeeded`, `gate_refused` or `failed`."""
+        return str(self.summary["status"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The overall measurements."""
+        return dict(self.summary["metrics"])
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return Path(self.summary["artifacts"]["report"])
+
+    @property
+    def error(self) -> MlflywheelError | None:
+        """What ended the run, None if nothing did."""
+        return None if self.summary["error"] is None else error_from_dict(self.summary["error"])
+
+    @property
+    def model(self) -> str | None:
+        """NAME@VERSION of the registered model, None if none was."""
+        found = self.summary["model"]
+        return None if found is None else f"{found['name']}@{found['version']}"
+
+    def scores(self) -> "pa.Table":
+        """Read the batch scores.
+
+        Raises:
+            DataError: The run did not get that far.
+        """
+        import pyarrow.parquet as pq
+
+        path = self.summary["artifacts"].get("scores")
+        if path is None:
+            raise DataError(f"run {self.summary['run_id']}", "no scores", f"the run {self.status}", "read its error")
+        return pq.read_table(path)
+
+    def raise_for_status(self) -> "Run":
+        """Raise the error that ended the run, if one did; return the run otherwise."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def _repr_html_(self) -> str:
+        """Show status, metrics and the way to the report in a notebook."""
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in sorted(self.metrics.items())
+        )
+        problem = f"<p>{escape(str(self.error))}</p>" if self.error else ""
+        head = escape(f"{self.summary['pipeline']} {self.summary['run_id']}: {self.status} {self.model or ''}")
+        return f"<b>{head}</b>{problem}<table>{rows}</table><p>{escape(str(self.report))}</p>"
+
+
+class Client:
+    """Runs pipelines and looks at what they made.
+
+    Args:
+        runs: The folder of all runs.
+        registry: Path of an embedded registry or URL of a Kubeflow Model Registry; the variable `MLFLYWHEEL_REGISTRY`
+            when absent, and without that `registry.sqlite` in the folder of runs.
+
+    >>> [pipeline.name for pipeline in Client().pipelines()]
+    ['ad-campaigns']
+    """
+
+    def __init__(self, runs: str | Path = DEFAULT_RUNS, registry: str | Path | None = None) -> None:
+        self.runs = Path(runs)
+        self._address = registry or os.environ.get("MLFLYWHEEL_REGISTRY") or self.runs / "registry.sqlite"
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """The registry; nothing is opened before it is asked something."""
+        return open_registry(self._address)
+
+    def pipelines(self) -> Sequence[Pipeline]:
+        """Return the pipelines that ship with the library."""
+        return PIPELINES
+
+    def run(
+        self,
+        pipeline: str | Path,
+        data: str | Path | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        prepare: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        on_event: EventCallback = lambda event: None,
+        on_output: Any = None,
+    ) -> Run:
+        """Run a pipeline's compiled YAML on this machine.
+
+        Args:
+            pipeline: The name of one of `pipelines()`, or the path of any compiled YAML.
+            data: Path or URI of the table. A named pipeline without data runs on its sample.
+            columns: Our column names to the table's.
+            prepare: The model's preparation settings.
+            params: The model's parameters.
+            arguments: Any other pipeline parameters by name.
+            on_event: Called with every event.
+            on_output: Called with every line that kfp prints.
+
+        Returns:
+            The run, failed or not; `raise_for_status` raises what ended it.
+
+        Raises:
+            UsageError: The request cannot be meant.
+        """
+        values = dict(arguments or {})
+        path = Path(pipeline)
+        found = None
+        if path.suffix in (".yaml", ".yml"):
+            name, compiled = read_name(path), path
+        else:
+            found = find_pipeline(str(pipeline))
+            name, compiled = found.name, found.compiled
+            if data is None and "data" not in values:
+                data = self.sample_once(found.name)
+            values.setdefault("registry", self._registry_argument())
+        if data is not None:
+            values["data"] = _absolute(data)
+        for key, value in (("columns", columns), ("prepare", prepare), ("params", params)):
+            if value:
+                values[key] = json.dumps(value, sort_keys=True)
+        if found is not None:
+            _check_settings(found, values)
+        return Run(run_pipeline(name, compiled, values, self.runs, on_event, on_output))
+
+    def _registry_argument(self) -> str:
+        """Return the registry's address for another process, which may have another working folder."""
+        text = str(self._address)
+        return text if "://" in text else str(Path(text).resolve())
+
+    def sample_once(self, pipeline: str) -> Path:
+        """Write a pipeline's sample beside the runs, unless it is there."""
+        path = self.runs / "samples" / f"{pipeline}.csv.gz"
+        return path if path.exists() else self.sample(pipeline, path)
+
+    def sample(self, pipeline: str, path: str | Path, **options: Any) -> Path:
+        """Write a seeded sample of a pipeline's data.
+
+        Args:
+            pipeline: Its name.
+            path: Target: .csv, .csv.gz or .parquet.
+            **options: Of the sample's `write_sample`, such as `campaigns` and `seed`.
+        """
+        module = import_module(f"mlflywheel.samples.{find_pipeline(pipeline).sample}")
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return Path(module.write_sample(target, **options))
+        except OSError as error:
+            raise DataError(
+                str(target), f"{error.strerror or error}", "a file that can be written is needed", "choose another --output"
+            ) from None
+
+    def score(
+        self,
+        model: str | Path,
+        data: str | Path,
+        *,
+        output: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        prepare: Mapping[str, Any] | None = None,
+        progress: ProgressCallback = ignore_progress,
+    ) -> "pa.Table":
+        """Score a table with a registered model or a model folder.
+
+        Args:
+            model: NAME, NAME@VERSION, or a folder.
+            data: Path or URI of the table.
+            output: Where to write the scores as Parquet; nowhere if absent.
+            columns: Our column names to the table's.
+            prepare: Preparation settings on top of those that the registered model was trained with.
+            progress: Progress callback.
+
+        Returns:
+            One row an entity.
+        """
+        from mlflywheel.data.ingestion import ingest
+        from mlflywheel.scoring import score, write_scores
+
+        with self._load(str(model), progress) as (loaded, reference, trained_with):
+            settings = type(loaded).Config.parse({**trained_with, **(prepare or {})}, "preparation settings")
+            ingested = ingest(_absolute(data), type(loaded).columns, dict(columns or {}), progress)
+            scores = score(loaded, type(loaded).prepare(ingested.table, settings, progress), reference, progress)
+        if output is not None:
+            try:
+                write_scores(scores, Path(output))
+            except OSError as error:
+                raise DataError(
+                    str(output), f"{error.strerror or error}", "a file that can be written is needed",
+                    "choose another --output",
+                ) from None
+        return scores
+
+    def load_model(self, model: str | Path) -> "Model":
+        """Load a model by NAME, NAME@VERSION or folder, its checksums verified."""
+        with self._load(str(model), ignore_progress) as (loaded, _, _):
+            return loaded
+
+    @contextmanager
+    def _load(self, model: str, progress: ProgressCallback) -> Any:
+        """Yield the model, how to name it beside scores, and the settings that its data was prepared with."""
+        from mlflywheel import storage
+        from mlflywheel.models.contract import load_model, verify_model_folder
+
+        if Path(model).is_dir():
+            yield load_model(Path(model)), str(verify_model_folder(Path(model))["hash"]), {}
+            return
+        version = self.model(model)
+        trained_with = json.loads(version.lineage.get("prepare") or "{}")
+        local = storage.local_path(version.uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = local if local is not None else Path(scratch) / "model"
+            if local is None:
+                storage.download_folder(version.uri, folder, progress)
+            found = str(verify_model_folder(folder)["hash"])
+            if version.hash and found != version.hash:
+                raise DataError(
+                    str(folder), f"model hash {found}", f"{version.reference} is registered with {version.hash}",
+                    "restore the files of that version",
+                )
+            yield load_model(folder), version.reference, trained_with
+
+    def models(self) -> list[tuple[RegisteredModel, list[ModelVersion]]]:
+        """Return the registered models with their versions."""
+        registry = self.registry
+        return [(model, list(registry.list_versions(model.name))) for model in registry.list_models()]
+
+    def model(self, reference: str) -> ModelVersion:
+        """Return a version by NAME@VERSION, or the newest by NAME.
+
+        Raises:
+            RegistryError: There is no such version.
+            UsageError: Not a reference.
+        """
+        name, version = parse_reference(reference)
+        return self.registry.get(name, version)
+
+    def compile(self, pipeline: str | None = None, *, check: bool = False) -> list[Path]:
+        """Compile pipelines into the YAML beside them, or only compare.
+
+        Args:
+            pipeline: A name; all pipelines when absent.
+            check: Compare with the committed YAML and write nothing.
+
+        Returns:
+            The files that differed: written, or with `check` out of date.
+
+        Raises:
+            MissingExtraError: kfp is not installed.
+        """
+        chosen = PIPELINES if pipeline is None else (find_pipeline(pipeline),)
+        return [found.compiled for found in chosen if _compile(found, check)]
+
+
+def _check_settings(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
+    """Read the settings as the steps will, so that a slip is told at once and not in the fifth step."""
+    from mlflywheel.data.ingestion import check_mapping
+    from mlflywheel.data.validation import read_suite
+    from mlflywheel.decisions.gates import read_gates
+    from mlflywheel.models.contract import load_model_class
+
+    model = load_model_class(pipeline.model)
+    model.Params.parse(values.get("params"), "model parameters")
+    model.Config.parse(values.get("prepare"), "preparation settings")
+    check_mapping(json.loads(values.get("columns") or "{}"), model.columns)
+    if "gates" in values:
+        read_gates(values["gates"], "gates")
+    if "expectations" in values:
+        read_suite(values["expectations"], "expectations")
+
+
+def _compile(pipeline: Pipeline, check: bool) -> bool:
+    """Compile one pipeline; return whether the committed YAML differed."""
+    try:
+        from kfp import compiler
+    except ImportError:
+        raise MissingExtraError.of("kfp", "pipelines", "compiling a pipeline") from None
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline.function(), str(fresh))
+        text = fresh.read_bytes()
+    if pipeline.compiled.exists() and pipeline.compiled.read_bytes() == text:
+        return False
+    if not check:
+        pipeline.compiled.write_bytes(text)
+    return True
+
+
+def _absolute(data: str | Path) -> str:
+    """Make a local path absolute: steps may run in another folder."""
+    text = str(data)
+    if not text:
+        raise UsageError("--data", "empty", "a path or URI is needed", "name a table")
+    return text if "://" in text else str(Path(text).expanduser().absolute())

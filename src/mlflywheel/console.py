@@ -1,0 +1,131 @@
+"""What the command line draws: progress while a run works, and its result."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_SECONDS = 2.0
+
+
+class ProgressView:
+    """Draws the events of a run on standard error: a live line a step on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._live: Progress | None = None
+        self._task: Any = None
+        self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        if not self._quiet and self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave only the lines of finished steps."""
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Draw one event."""
+        if self._quiet:
+            return
+        name = str(event.get("step", ""))
+        if event["event"] == "started":
+            self._start(name)
+        elif event["event"] == "progress":
+            self.progress(str(event["phase"]), int(event["done"]), int(event["total"]), name)
+        elif event["event"] in ("finished", "failed"):
+            self._finish(name, event["event"] == "finished", float(event.get("seconds") or 0.0))
+
+    def progress(self, phase: str, done: int, total: int, name: str = "") -> None:
+        """Draw how far a step is; usable as a `ProgressCallback`."""
+        if self._quiet:
+            return
+        description = f"{name}: {phase}" if name else phase
+        if self._live is not None:
+            if self._task is None:
+                self._task = self._live.add_task(description, total=total or None)
+            self._live.update(self._task, description=description, completed=done, total=total or None)
+        elif time.monotonic() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            share = f" {done:,} of {total:,}" if total else ""
+            self._console.print(f"  {description}{share}", highlight=False, markup=False)
+
+    def _start(self, name: str) -> None:
+        self._printed = time.monotonic()
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(name, total=None)
+        else:
+            self._console.print(f"{name} ...", highlight=False, markup=False)
+
+    def _finish(self, name: str, succeeded: bool, seconds: float) -> None:
+        if self._live is not None and self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
+        mark = Text("✓ ", "green") if succeeded else Text("✗ ", "red")
+        self._console.print(mark + Text(f"{name:<14}{seconds:6.1f} s"), highlight=False)
+
+
+def print_run(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the result of a run: metrics beside their references, gates, and what to type next."""
+    metrics = summary["metrics"]
+    if metrics:
+        table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        table.add_column("reference", justify="right")
+        for name in sorted(metrics):
+            if name.startswith("reference_"):
+                continue
+            reference = metrics.get(f"reference_{name}")
+            table.add_row(name, f"{metrics[name]:,.4g}", "" if reference is None else f"{reference:,.4g}")
+        console.print(table)
+        console.print()
+    for gate in summary["gates"]:
+        if gate["holds"] is False:
+            console.print(Text("gate refused: ", "red") + Text(str(gate["reason"])))
+    held = sum(gate["holds"] is True for gate in summary["gates"])
+    if summary["gates"]:
+        console.print(f"{held} of {sum(g['holds'] is not None for g in summary['gates'])} gates hold", highlight=False)
+    model = summary["model"]
+    if model:
+        console.print(Text("registered   ") + Text(f"{model['name']}@{model['version']}", "bold green"))
+    for name in ("scores", "report"):
+        if name in summary["artifacts"]:
+            console.print(Text(f"{name:<13}{summary['artifacts'][name]}"), soft_wrap=True)
+    if model:
+        console.print()
+        console.print("Next:", style="bold")
+        console.print(f"  mlflywheel models show {model['name']}@{model['version']}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  mlflywheel score {model['name']}@{model['version']} --data FILE --output scores.parquet",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def print_error(console: Console, message: str) -> None:
+    """Print an error in one piece."""
+    console.print(Text("error: ", "bold red") + Text(message), soft_wrap=True, highlight=False)
