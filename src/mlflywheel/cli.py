@@ -32,12 +32,16 @@ app.add_typer(models_app, name="models")
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", show_default=True)]
 Registry = Annotated[
     str | None,
-    typer.Option("--registry", help="Path of an embedded registry or URL of a Kubeflow Model Registry.", show_default=False),
+    typer.Option(
+        "--registry", help="Path of an embedded registry or URL of a Kubeflow Model Registry.", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Maps = Annotated[
     list[str] | None,
-    typer.Option("--map", metavar="OURS=THEIRS", help="Our column name and the table's; repeatable.", show_default=False),
+    typer.Option(
+        "--map", metavar="OURS=THEIRS", help="Our column name and the table's; repeatable.", show_default=False
+    ),
 ]
 Split = Annotated[
     bool, typer.Option("--split-terms", help="Split each term at white space: for tables with one text a campaign.")
@@ -81,18 +85,26 @@ def run(
     pipeline: Annotated[str, typer.Argument(help="A pipeline's name, or the path of compiled YAML.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Table to run on: path or URI of CSV, CSV.gz or Parquet. A sample if left out.", show_default=False),
+        typer.Option(
+            "--data",
+            help="Table to run on: path or URI of CSV, CSV.gz or Parquet. A sample if left out.",
+            show_default=False,
+        ),
     ] = None,
     maps: Maps = None,
     split_terms: Split = False,
     prepares: Prepares = None,
     params: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False),
+        typer.Option(
+            "--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False
+        ),
     ] = None,
     gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
     expectations: Annotated[
@@ -141,8 +153,12 @@ def run(
 
 @app.command(name="compile")
 def compile_pipelines(
-    pipeline: Annotated[str | None, typer.Argument(help="A pipeline's name; all if left out.", show_default=False)] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if the YAML is out of date.")] = False,
+    pipeline: Annotated[
+        str | None, typer.Argument(help="A pipeline's name; all if left out.", show_default=False)
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 if the YAML is out of date.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile pipelines into the YAML that runs everywhere.
@@ -165,7 +181,9 @@ def compile_pipelines(
 @app.command()
 def sample(
     pipeline: Annotated[str, typer.Argument(help="A pipeline's name.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Target: .csv, .csv.gz or .parquet.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Target: .csv, .csv.gz or .parquet.", show_default=False)
+    ] = None,
     campaigns: Annotated[int, typer.Option("--campaigns", min=1, help="How many campaigns.")] = 3000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed; the same seed writes the same rows.")] = 7,
     as_json: AsJson = False,
@@ -184,7 +202,9 @@ def sample(
 def score(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or a model folder.")],
     data: Annotated[str, typer.Option("--data", help="Table to score: path or URI of CSV, CSV.gz or Parquet.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the scores go, Parquet.")] = Path("scores.parquet"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the scores go, Parquet.")] = Path(
+        "scores.parquet"
+    ),
     maps: Maps = None,
     split_terms: Split = False,
     prepares: Prepares = None,
@@ -341,7 +361,9 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise UsageError(f"--param {name}", f"{part} has a value of its own", "one of the two is needed", "leave one out")
+                raise UsageError(
+                    f"--param {name}", f"{part} has a value of its own", "one of the two is needed", "leave one out"
+                )
             place = inner
         place[last] = value
     return result

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -190,7 +190,10 @@ class Client:
             return Path(module.write_sample(target, **options))
         except OSError as error:
             raise DataError(
-                str(target), f"{error.strerror or error}", "a file that can be written is needed", "choose another --output"
+                str(target),
+                f"{error.strerror or error}",
+                "a file that can be written is needed",
+                "choose another --output",
             ) from None
 
     def score(
@@ -228,7 +231,9 @@ class Client:
                 write_scores(scores, Path(output))
             except OSError as error:
                 raise DataError(
-                    str(output), f"{error.strerror or error}", "a file that can be written is needed",
+                    str(output),
+                    f"{error.strerror or error}",
+                    "a file that can be written is needed",
                     "choose another --output",
                 ) from None
         return scores
@@ -239,7 +244,7 @@ class Client:
             return loaded
 
     @contextmanager
-    def _load(self, model: str, progress: ProgressCallback) -> Any:
+    def _load(self, model: str, progress: ProgressCallback) -> Iterator[tuple["Model", str, dict[str, Any]]]:
         """Yield the model, how to name it beside scores, and the settings that its data was prepared with."""
         from mlflywheel import storage
         from mlflywheel.models.contract import load_model, verify_model_folder
@@ -257,7 +262,9 @@ class Client:
             found = str(verify_model_folder(folder)["hash"])
             if version.hash and found != version.hash:
                 raise DataError(
-                    str(folder), f"model hash {found}", f"{version.reference} is registered with {version.hash}",
+                    str(folder),
+                    f"model hash {found}",
+                    f"{version.reference} is registered with {version.hash}",
                     "restore the files of that version",
                 )
             yield load_model(folder), version.reference, trained_with

@@ -95,7 +95,10 @@ def _conflicts() -> Iterator[Finding]:
             continue
         if requirement.specifier and not requirement.specifier.contains(found, prereleases=True):
             yield Finding(
-                requirement.name, "problem", f"version {found}", f"pip install '{requirement.name}{requirement.specifier}'"
+                requirement.name,
+                "problem",
+                f"version {found}",
+                f"pip install '{requirement.name}{requirement.specifier}'",
             )
     try:
         kubernetes = version("kubernetes")

@@ -14,6 +14,7 @@ it, on a cluster, the same events are plain log lines on standard error.
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -47,7 +48,8 @@ class Step:
     def __call__(self, phase: str, done: int, total: int) -> None:
         """Report that `done` of `total` units of `phase` are finished; rate-limited, so call it as often as needed."""
         now = time.monotonic()
-        if phase == self._last_phase and done < total and now - self._last_progress < 1.0 / _EVENTS_PER_SECOND:
+        unfinished = done < total or total == 0
+        if phase == self._last_phase and unfinished and now - self._last_progress < 1.0 / _EVENTS_PER_SECOND:
             return
         self._last_progress, self._last_phase = now, phase
         self._emit({"event": "progress", "phase": phase, "done": done, "total": total})
@@ -74,11 +76,9 @@ def step(name: str) -> Iterator[Step]:
         yield Step(name, emit)
     except MlflywheelError as error:
         _fail(emit, error, started)
-    except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
-            raise
-        _fail(emit, disk_error(error), started)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+            _fail(emit, disk_error(error), started)
         emit({"event": "failed", "error": describe_defect(name, error), "seconds": time.monotonic() - started})
         raise
     emit({"event": "finished", "seconds": time.monotonic() - started})
@@ -129,7 +129,7 @@ class _FileEmitter:
         self._path, self._name = path, name
 
     def __call__(self, event: dict[str, Any]) -> None:
-        line = json.dumps({"time": time.time(), "step": self._name, **event}, default=_to_json)
+        line = _dump({"time": time.time(), "step": self._name, **event})
         # One write of one line in append mode: steps of a parallel loop may share the file. A full disk must not
         # hide the error that is being reported, so a failed write is dropped.
         try:
@@ -151,7 +151,25 @@ class _LogEmitter:
 
     def __call__(self, event: dict[str, Any]) -> None:
         fields = {key: value for key, value in event.items() if key != "event"}
-        self._log.info("%s %s %s", self._name, event["event"], json.dumps(fields, default=_to_json))
+        self._log.info("%s %s %s", self._name, event["event"], _dump(fields))
+
+
+def _dump(value: Any) -> str:
+    """Return one line of strict JSON. NaN and infinity, which JSON lacks, become null."""
+    try:
+        return json.dumps(value, default=_to_json, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else _without_nan(_to_json(value))
 
 
 def _to_json(value: Any) -> Any:

@@ -44,7 +44,9 @@ class RunFolder:
             path.mkdir(parents=True)
         except OSError as error:
             raise DataError(
-                str(path), f"{error.strerror or error}", "a run needs a folder that it can write to",
+                str(path),
+                f"{error.strerror or error}",
+                "a run needs a folder that it can write to",
                 "choose another with --runs",
             ) from None
         return cls(path.resolve())
@@ -143,14 +145,24 @@ def compose_summary(
         error: What ended the run, None if nothing did.
     """
     facts = story.facts
-    short = {name: value for name, value in arguments.items() if not isinstance(value, str) or len(value) <= _LONGEST_PARAMETER}
+    short = {
+        name: value
+        for name, value in arguments.items()
+        if not isinstance(value, str) or len(value) <= _LONGEST_PARAMETER
+    }
     return {
         "schema": SUMMARY_SCHEMA,
         "pipeline": pipeline,
         "run_id": run_id,
         "status": status,
         "error": None if error is None else error.to_dict(),
-        "data": {"uri": arguments.get("data"), "version": None, "rows": None, "entities": None, **facts.get("data", {})},
+        "data": {
+            "uri": arguments.get("data"),
+            "version": None,
+            "rows": None,
+            "entities": None,
+            **facts.get("data", {}),
+        },
         "parameters": {**short, **facts.get("parameters", {})},
         "metrics": facts.get("metrics", {}),
         "gates": facts.get("gates", []),

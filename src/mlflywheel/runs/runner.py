@@ -111,7 +111,9 @@ def check_arguments(compiled: Path, arguments: Mapping[str, Any]) -> dict[str, A
     for name, value in arguments.items():
         if name not in parameters:
             raise UsageError(
-                f"--set {name}", "not a parameter of the pipeline", f"it has {', '.join(sorted(parameters))}",
+                f"--set {name}",
+                "not a parameter of the pipeline",
+                f"it has {', '.join(sorted(parameters))}",
                 "correct the name",
             )
         values[name] = _read_value(name, value, parameters[name].get("parameterType", "STRING"))
@@ -141,10 +143,14 @@ def read_parameters(compiled: Path) -> dict[str, dict[str, Any]]:
         found = document["root"].get("inputDefinitions", {}).get("parameters", {})
         document["pipelineInfo"]["name"]
     except OSError as error:
-        raise UsageError(str(compiled), f"{error.strerror}", "compiled pipeline YAML is needed", "run mlflywheel compile") from None
+        raise UsageError(
+            str(compiled), f"{error.strerror}", "compiled pipeline YAML is needed", "run mlflywheel compile"
+        ) from None
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration, UnicodeDecodeError):
         raise UsageError(
-            str(compiled), "not a compiled pipeline", "YAML as the kfp compiler writes it is needed",
+            str(compiled),
+            "not a compiled pipeline",
+            "YAML as the kfp compiler writes it is needed",
             "compile the pipeline with kfp 2",
         ) from None
     return dict(found)
@@ -252,7 +258,9 @@ def _disk_is_full(folder: RunFolder) -> bool:
 
 def _disk_error(folder: RunFolder) -> DataError:
     return DataError(
-        str(folder.path), "no space is left on the device", "a run writes its artifacts there",
+        str(folder.path),
+        "no space is left on the device",
+        "a run writes its artifacts there",
         "free space, or choose another folder with --runs",
     )
 
@@ -261,7 +269,9 @@ def _explain_os_error(failure: OSError, folder: RunFolder) -> MlflywheelError:
     if _disk_is_full(folder):
         return _disk_error(folder)
     return DataError(
-        str(failure.filename or folder.path), f"{failure.strerror or failure}", "a run writes to its folder",
+        str(failure.filename or folder.path),
+        f"{failure.strerror or failure}",
+        "a run writes to its folder",
         "choose another folder with --runs",
     )
 
@@ -349,9 +359,7 @@ def render_run(folder: RunFolder, summary: Mapping[str, Any], story: Story) -> s
     artifacts = summary["artifacts"]
     evaluation = _read_json(artifacts.get("evaluation"))
     relative = {name: os.path.relpath(path, folder.path) for name, path in artifacts.items()}
-    steps = [
-        {**step, "error": summary["error"] if step["status"] == "failed" else None} for step in story.steps
-    ]
+    steps = [{**step, "error": summary["error"] if step["status"] == "failed" else None} for step in story.steps]
     return render_report(
         Report(
             str(summary["pipeline"]),

@@ -1,0 +1,224 @@
+"""The committed YAML: it is what the code compiles to, and what servers and the local runner can read."""
+
+import difflib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import compiler
+
+from mlflywheel import images
+from mlflywheel.data.validation import read_suite
+from mlflywheel.decisions.gates import read_gates
+from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
+
+OLDER_KFP = Path(sys.prefix) / "kfp-2.16"
+READER = Path(__file__).with_name("read_with_older_kfp.py")
+# Steps that read or change what lies outside the run: their result may differ when nothing in the cache's key does.
+NEVER_CACHED = {"ingest-data", "register-model"}
+
+each_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pipeline: pipeline.name)
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+def read_spec(pipeline: Pipeline) -> dict[str, Any]:
+    return read_documents(pipeline.compiled)[0]
+
+
+def walk_dags(spec: dict[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield the tasks of the root and of every nested graph, by name."""
+    for component in (spec["root"], *spec["components"].values()):
+        if "dag" in component:
+            yield component["dag"]["tasks"]
+
+
+def walk_containers(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        yield name, executor["container"]
+
+
+def list_open_conditions(spec: dict[str, Any]) -> list[str]:
+    """Return the conditions whose branches do not cover every case: an If or Elif without an Else."""
+    found = []
+    for tasks in walk_dags(spec):
+        conditions = [
+            " ".join(task["triggerPolicy"]["condition"].split())
+            for task in tasks.values()
+            if "condition" in task.get("triggerPolicy", {})
+        ]
+        positive = [condition for condition in conditions if not condition.startswith("!(")]
+        closing = " && ".join(f"!({condition})" for condition in positive)
+        found.extend(positive if closing not in conditions else [])
+    return found
+
+
+def test_catalog_lists_pipelines() -> None:
+    assert PIPELINES
+
+
+@each_pipeline
+def test_committed_yaml_is_what_the_code_compiles_to(pipeline: Pipeline, tmp_path: Path) -> None:
+    again = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(pipeline.function(), str(again))
+    if again.read_bytes() != pipeline.compiled.read_bytes():
+        texts = [path.read_text(encoding="utf-8").splitlines() for path in (pipeline.compiled, again)]
+        changes = list(difflib.unified_diff(*texts, "committed", "compiled", lineterm="", n=0))
+        shown = "\n".join(line[:160] for line in changes[:20])
+        pytest.fail(f"{pipeline.compiled.name} of {pipeline.name} is out of date. Fix: make compile.\n{shown}", False)
+
+
+@each_pipeline
+def test_yaml_is_one_pipeline_of_that_name(pipeline: Pipeline) -> None:
+    spec, *platforms = read_documents(pipeline.compiled)
+    assert spec["pipelineInfo"]["name"] == pipeline.name
+    assert spec["schemaVersion"] == "2.1.0"
+    assert all(set(document) == {"platforms"} for document in platforms)
+    assert pipeline.compiled.stat().st_size < 1_000_000
+
+
+@each_pipeline
+def test_every_image_is_the_one_of_this_version(pipeline: Pipeline) -> None:
+    found = {name: container["image"] for name, container in walk_containers(read_spec(pipeline))}
+    assert found == dict.fromkeys(found, images.COMPONENTS)
+    assert found
+
+
+@each_pipeline
+def test_no_step_installs_packages_when_it_runs(pipeline: Pipeline) -> None:
+    for name, container in walk_containers(read_spec(pipeline)):
+        command = " ".join([*container["command"], *container.get("args", [])])
+        assert "pip install" not in command, name
+        assert "ensurepip" not in command, name
+
+
+@each_pipeline
+def test_every_parameter_is_described_as_in_the_code(pipeline: Pipeline) -> None:
+    documentation = inspect.getdoc(pipeline.function().pipeline_func) or ""
+    for name, parameter in read_spec(pipeline)["root"]["inputDefinitions"]["parameters"].items():
+        assert f"{name}: {parameter['description'].splitlines()[0]}" in documentation
+
+
+@each_pipeline
+def test_every_input_of_a_step_is_described(pipeline: Pipeline) -> None:
+    """Outputs are not: kfp 2.17 drops their descriptions."""
+    for name, component in read_spec(pipeline)["components"].items():
+        if "executorLabel" in component:
+            for kind in component["inputDefinitions"].values():
+                assert [f"{name}, {key}" for key, definition in kind.items() if not definition.get("description")] == []
+
+
+@each_pipeline
+def test_every_if_has_its_else(pipeline: Pipeline) -> None:
+    """A branch that is not taken for want of an Else reports success, locally without a word."""
+    assert list_open_conditions(read_spec(pipeline)) == []
+
+
+@each_pipeline
+def test_conditions_read_a_step_s_only_value(pipeline: Pipeline) -> None:
+    """kfp.local cannot resolve a named output in a condition."""
+    for tasks in walk_dags(read_spec(pipeline)):
+        for task in tasks.values():
+            condition = task.get("triggerPolicy", {}).get("condition", "")
+            assert condition.count("pipelinechannel--") == condition.count("-Output']")
+
+
+@each_pipeline
+def test_optional_parameters_have_a_default(pipeline: Pipeline) -> None:
+    """A run of kfp.local fails on a parameter that is left at None."""
+    spec = read_spec(pipeline)
+    for component in (spec["root"], *spec["components"].values()):
+        inputs = component.get("inputDefinitions", {})
+        for name, parameter in inputs.get("parameters", {}).items():
+            assert not parameter.get("isOptional") or "defaultValue" in parameter, name
+        assert not any(artifact.get("isOptional") for artifact in inputs.get("artifacts", {}).values())
+
+
+@each_pipeline
+def test_parameters_are_texts_and_numbers(pipeline: Pipeline) -> None:
+    """Numbers inside dictionaries and lists arrive as floats, so settings travel as text."""
+    spec = read_spec(pipeline)
+    for component in (spec["root"], *spec["components"].values()):
+        for side in ("inputDefinitions", "outputDefinitions"):
+            for name, parameter in component.get(side, {}).get("parameters", {}).items():
+                assert parameter["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"), name
+
+
+@each_pipeline
+def test_steps_that_touch_the_world_are_never_cached(pipeline: Pipeline) -> None:
+    cached = {
+        name
+        for tasks in walk_dags(read_spec(pipeline))
+        for name, task in tasks.items()
+        if task.get("cachingOptions", {}).get("enableCache")
+    }
+    steps = {name for tasks in walk_dags(read_spec(pipeline)) for name in tasks}
+    assert steps >= NEVER_CACHED
+    assert not cached & NEVER_CACHED
+    assert "train-model" in cached
+
+
+@each_pipeline
+def test_defaults_are_the_configuration_files(pipeline: Pipeline) -> None:
+    parameters = read_spec(pipeline)["root"]["inputDefinitions"]["parameters"]
+    gates = (pipeline.folder / "gates.yaml").read_text(encoding="utf-8")
+    assert read_gates(parameters["gates"]["defaultValue"]) == read_gates(gates)
+    suite = (pipeline.folder / "expectations.json").read_text(encoding="utf-8")
+    assert read_suite(parameters["expectations"]["defaultValue"], "") == read_suite(suite, "")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["a == 'x'"], ["a == 'x'"]),
+        (["a == 'x'", "!(a == 'x')"], []),
+        (["a == 'x'", "!(a == 'x') && a == 'y'"], ["a == 'x'"]),
+        ([], []),
+    ],
+    ids=["if", "if-else", "if-elif", "none"],
+)
+def test_check_of_conditions_finds_a_missing_else(conditions: list[str], expected: list[str]) -> None:
+    tasks = {str(number): {"triggerPolicy": {"condition": text}} for number, text in enumerate(conditions)}
+    assert list_open_conditions({"root": {"dag": {"tasks": tasks}}, "components": {}}) == expected
+
+
+def read_with_older_kfp(path: Path) -> "subprocess.CompletedProcess[str]":
+    if not OLDER_KFP.is_dir():
+        pytest.skip(f"no {OLDER_KFP.name} beside the installed packages; make setup installs it")
+    command = [sys.executable, str(READER), str(OLDER_KFP), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@each_pipeline
+def test_older_kubeflow_pipelines_reads_the_yaml(pipeline: Pipeline) -> None:
+    done = read_with_older_kfp(pipeline.compiled)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout == f"{len(read_documents(pipeline.compiled))} documents\n"
+
+
+@pytest.mark.parametrize(
+    ("platform", "unknown"),
+    [
+        (
+            {"deploymentSpec": {"executors": {}}, "pipelineConfig": {"activeDeadlineSeconds": 60}},
+            "activeDeadlineSeconds",
+        ),
+        ({"deploymentSpec": {"executors": {"exec-a": {"newerThanTheServer": True}}}}, "newerThanTheServer"),
+    ],
+    ids=["pipeline", "executor"],
+)
+def test_field_of_a_newer_kfp_is_noticed(platform: dict[str, Any], unknown: str, tmp_path: Path) -> None:
+    documents = [read_spec(PIPELINES[0]), {"platforms": {"kubernetes": platform}}]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump_all(documents), encoding="utf-8")
+    done = read_with_older_kfp(path)
+    assert done.returncode != 0
+    assert "ParseError" in done.stderr
+    assert f'has no field named "{unknown}"' in done.stderr

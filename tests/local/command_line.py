@@ -1,0 +1,55 @@
+"""Calling `mlflywheel run` as a user does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a call of the command line left behind."""
+
+    code: int
+    output: str
+    errors: str
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        paths = list(self.folder.glob("runs/ad-campaigns/*/summary.json"))
+        assert len(paths) == 1, self.errors
+        found: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def report(self) -> str:
+        return next(self.folder.glob("runs/ad-campaigns/*/report.html")).read_text(encoding="utf-8")
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlflywheel", "run", "ad-campaigns", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200"},
+        # A test run in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=_heed_interrupts,
+    )
+
+
+def run(folder: Path, *arguments: str) -> Finished:
+    folder.mkdir(parents=True, exist_ok=True)
+    child = start(folder, *arguments)
+    output, errors = child.communicate(timeout=400)
+    return Finished(child.returncode, output, errors, folder)
