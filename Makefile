@@ -1,0 +1,77 @@
+# What continuous integration runs is one of these targets. Needs a POSIX shell, GNU make and Python 3.11, 3.12 or 3.13.
+
+# The newest Python that the project supports. Another one: make setup PYTHON=/path/to/python3.12
+supported := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	if ( $$python -c $(supported) ) >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One version of each package for every Python, so that results agree between them. To move the pins to the newest
+# versions: make lock UPGRADE=--upgrade
+LOCK = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UPGRADE)
+# `podman build` and `buildah build` do as well.
+BUILD_IMAGE ?= docker build
+BENCH ?= fingerprints
+
+.PHONY: help setup run test check format compile lock bench image clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with the packages that requirements/ pins, and the project itself
+
+# uv is ten times quicker than pip, but does not read pip's configuration: where that names a mirror, pip does the work.
+$(READY): pyproject.toml requirements/bootstrap.txt requirements/dev.txt requirements/kfp-2.16.txt
+	@{ $(BIN)/python -c $(supported) && $(BIN)/python -c 'import pip'; } 2>/dev/null || { \
+		$(or $(PYTHON),false) -c $(supported) || { \
+			echo 'make: $(or $(PYTHON),PATH): no supported Python there; 3.11, 3.12 or 3.13 is needed.' \
+				'Fix: install one, or name it: make setup PYTHON=/path/to/python3.12.' >&2; exit 1; }; \
+		echo '$(PYTHON) -m venv .venv'; $(PYTHON) -m venv --clear .venv; }
+	$(PIP) install --require-hashes -r requirements/bootstrap.txt
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/dev.txt \
+		|| $(PIP) install --require-hashes -r requirements/dev.txt
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip install --python $(BIN)/python --require-hashes --no-deps \
+		--target .venv/kfp-2.16 -r requirements/kfp-2.16.txt \
+		|| $(PIP) install --require-hashes --no-deps --upgrade --target .venv/kfp-2.16 -r requirements/kfp-2.16.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup ## Run the ad-campaigns pipeline on sample data, or on yours: make run ARGS="--data terms.csv"
+	$(BIN)/mlflywheel run ad-campaigns $(ARGS)
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+check: setup ## Lint, check types and layers, and compare the compiled pipelines with their source
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mlflywheel compile --check
+
+format: setup ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compile: setup ## Write every pipeline.yaml from its pipeline.py
+	$(BIN)/mlflywheel compile
+
+lock: setup ## Resolve requirements/*.txt from pyproject.toml
+	$(LOCK) pyproject.toml --all-extras --group dev --group benchmarks -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra pipelines --extra cluster --extra fast --extra s3 -c requirements/dev.txt \
+		-o requirements/components.txt
+	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
+
+bench: setup ## Measure fingerprints against their peers, or the cost of KFP's wrappers: make bench BENCH=pipeline
+	$(BIN)/python -m benchmarks.$(BENCH).run $(ARGS)
+
+image: setup ## Build the component image
+	$(BUILD_IMAGE) -f serving/components.Containerfile \
+		-t "$$($(BIN)/python -c 'from mlflywheel.images import COMPONENTS; print(COMPONENTS)')" .
+
+clean: ## Remove caches and build output; .venv and runs/ stay
+	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find benchmarks components pipelines serving src tests -name __pycache__ -type d -prune -exec rm -rf {} +
