@@ -115,7 +115,9 @@ def test_models_are_listed_and_shown(registered: Path, tmp_path: Path) -> None:
     listed = json.loads(call("models", "list", "--json", "--runs", str(registered), folder=tmp_path).stdout)
     assert [version["reference"] for version in listed] == ["ad-campaigns@1"]
     assert "ad-campaigns@1" in call("models", "list", "--runs", str(registered), folder=tmp_path).stdout
-    shown = json.loads(call("models", "show", "ad-campaigns", "--json", "--runs", str(registered), folder=tmp_path).stdout)
+    shown = json.loads(
+        call("models", "show", "ad-campaigns", "--json", "--runs", str(registered), folder=tmp_path).stdout
+    )
     assert shown["metrics"] == {"neighbour_purity_at_10": 0.9}
     assert shown["history"][-1]["to_state"] == "candidate"
     text = call("models", "show", "ad-campaigns@1", "--runs", str(registered), folder=tmp_path).stdout

@@ -27,15 +27,6 @@ TOKEN = "a-token"
 
 
 @pytest.fixture(scope="session")
-def shared_folder() -> Path:
-    """The folder beside the repository that holds published specifications."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder.name} beside the repository")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def specification(shared_folder: Path) -> dict[str, Any]:
     path = shared_folder / "specs" / "model-registry-openapi.yaml"
     if not path.is_file():

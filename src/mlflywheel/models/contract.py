@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -28,6 +29,7 @@ from mlflywheel.events import ProgressCallback, ignore_progress
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
 ENTRY_POINT_GROUP = "mlflywheel.models"
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -145,22 +147,33 @@ class Settings(BaseModel):
                     "a JSON object is needed",
                     "quote names with double quotes",
                 ) from None
-        if not isinstance(values or {}, Mapping):
-            raise UsageError(
-                where, f"a {type(values).__name__}", "a JSON object is needed", 'write it as {"name": value}'
-            )
+        elif values is None:
+            values = {}
+        if not isinstance(values, Mapping):
+            seen = "null" if values is None else f"a {type(values).__name__}"
+            raise UsageError(where, seen, "a JSON object is needed", 'write it as {"name": value}')
         try:
-            return cls.model_validate(dict(values or {}))
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or "the object"
-            known = ", ".join(sorted(cls.model_fields))
+            seen = repr(first.get("input"))
             raise UsageError(
                 f"{where}, {name}",
-                f"{first.get('input')!r}: {first['msg']}",
-                f"known names are {known}",
+                f"{seen if len(seen) <= _SHOWN_CHARACTERS else seen[:_SHOWN_CHARACTERS] + '...'}: {first['msg']}",
+                f"known names are {', '.join(cls._names_beside(first['loc']))}",
                 "correct this value",
             ) from None
+
+    @classmethod
+    def _names_beside(cls, path: Sequence[str | int]) -> list[str]:
+        """Return the names of the settings that the last part of a path stands among."""
+        settings: type[BaseModel] = cls
+        for part in path[:-1]:
+            inner = settings.model_fields[part].annotation if part in settings.model_fields else None
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                settings = inner
+        return sorted(settings.model_fields)
 
 
 class Model(ABC):
@@ -250,9 +263,14 @@ class Model(ABC):
 
         Returns:
             The model's hash: `sha256:` over the names and checksums of its files.
+
+        Raises:
+            UsageError: The target is a file, or holds something else than an older save.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
+        _check_replaceable(folder)
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -260,7 +278,7 @@ class Model(ABC):
             files = {p.relative_to(partial).as_posix(): _sha256(p) for p in sorted(partial.rglob("*")) if p.is_file()}
             manifest = {
                 "schema": MANIFEST_SCHEMA,
-                "model": f"{type(self).__module__}:{type(self).__qualname__}",
+                "model": _name_class(type(self)),
                 "format": {"name": self.format_name, "version": self.format_version},
                 "facts": self.describe(),
                 "files": files,
@@ -268,9 +286,10 @@ class Model(ABC):
             }
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             if folder.exists():
-                _check_replaceable(folder)
-                shutil.rmtree(folder)
+                shutil.rmtree(replaced, ignore_errors=True)
+                folder.rename(replaced)
             partial.rename(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return str(manifest["hash"])
@@ -282,8 +301,8 @@ class Model(ABC):
         Raises:
             ModelFilesError: A file is missing, added or changed, or another model or format was saved there.
         """
-        manifest = verify_model_folder(Path(folder))
-        seen = manifest["format"]
+        folder = Path(folder)
+        seen = verify_model_folder(folder)["format"]
         if seen["name"] != cls.format_name or seen["version"].split(".")[0] != cls.format_version.split(".")[0]:
             raise ModelFilesError(
                 str(folder),
@@ -291,7 +310,16 @@ class Model(ABC):
                 f"{cls.__name__} reads {cls.format_name} {cls.format_version}",
                 "load it with the model class and library version that wrote it",
             )
-        return cls.read(Path(folder))
+        try:
+            return cls.read(folder)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # The files are what was saved, but not what this version reads, or a manifest was written by hand.
+            raise ModelFilesError(
+                str(folder),
+                f"{type(error).__name__}: {error}".splitlines()[0],
+                f"files as {cls.__name__} {cls.format_version} writes them are needed",
+                "load it with the library version that wrote it",
+            ) from error
 
 
 def verify_model_folder(folder: Path) -> dict[str, Any]:
@@ -301,13 +329,8 @@ def verify_model_folder(folder: Path) -> dict[str, Any]:
         ModelFilesError: No manifest, or a file is missing, added or changed; the message names the first one.
     """
     path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        expected: dict[str, str] = manifest["files"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        raise ModelFilesError(
-            str(path), "missing or unreadable", "a saved model has a manifest", "point at the folder that save() wrote"
-        ) from None
+    manifest = _read_manifest(path)
+    expected: dict[str, str] = manifest["files"]
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(found ^ set(expected)):
         seen = "not in the manifest" if name in found else "missing"
@@ -317,7 +340,37 @@ def verify_model_folder(folder: Path) -> dict[str, Any]:
             raise ModelFilesError(
                 str(folder / name), "changed since it was saved", f"{digest} is recorded", "copy the whole folder again"
             )
+    if manifest["hash"] != _hash_files(expected):
+        raise ModelFilesError(
+            str(path), "its hash is not that of its files", f"{manifest['hash']} is recorded", "save the model again"
+        )
     return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        complete = (
+            isinstance(manifest["schema"], int)
+            and isinstance(manifest["files"], dict)
+            and isinstance(manifest["hash"], str)
+            and isinstance(manifest["model"], str)
+            and all(isinstance(manifest["format"][key], str) for key in ("name", "version"))
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ModelFilesError(
+            str(path), "missing or unreadable", "a saved model has a manifest", "point at the folder that save() wrote"
+        )
+    if manifest["schema"] != MANIFEST_SCHEMA:
+        raise ModelFilesError(
+            str(path),
+            f"manifest schema {manifest['schema']}",
+            f"this version reads schema {MANIFEST_SCHEMA}",
+            "load the model with the library version that wrote it",
+        )
+    return dict(manifest)
 
 
 def load_model(folder: Path) -> Model:
@@ -325,18 +378,26 @@ def load_model(folder: Path) -> Model:
 
     Only classes that are installed as an entry point, or live in this library, are followed: a manifest is data, and
     data does not choose what code is imported.
+
+    Raises:
+        ModelFilesError: As for `Model.load`, or the class is not one of those.
     """
-    manifest = verify_model_folder(Path(folder))
-    name = str(manifest.get("model"))
-    known = {point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    if name not in known and not name.startswith("mlflywheel.models."):
-        raise ModelFilesError(
-            str(folder),
-            f"saved by {name}",
-            f"known model classes are {', '.join(sorted(known))}",
-            f"install the package that registers it in the entry point group {ENTRY_POINT_GROUP}",
-        )
-    return load_model_class(name).load(Path(folder))
+    name = str(_read_manifest(Path(folder) / MANIFEST)["model"])
+    if name.startswith("mlflywheel.models."):
+        return load_model_class(name).load(Path(folder))
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    for point in points:
+        # An entry point may name a package, and the manifest the module inside it that defines the class.
+        if point.value.split(".")[0].split(":")[0] == name.split(".")[0].split(":")[0]:
+            found = load_model_class(point.name)
+            if _name_class(found) == name:
+                return found.load(Path(folder))
+    raise ModelFilesError(
+        str(folder),
+        f"saved by {name}",
+        f"known models are {', '.join(sorted(point.name for point in points))}",
+        f"install the package that registers it in the entry point group {ENTRY_POINT_GROUP}",
+    )
 
 
 def load_model_class(name: str) -> type[Model]:
@@ -352,8 +413,8 @@ def load_model_class(name: str) -> type[Model]:
     target = points.get(name, name)
     module_name, _, class_name = target.partition(":")
     try:
-        found = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = attrgetter(class_name)(import_module(module_name))
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(
             f"model {name}",
             f"{error}",
@@ -370,8 +431,14 @@ def load_model_class(name: str) -> type[Model]:
     return found
 
 
+def _name_class(model: type[Model]) -> str:
+    return f"{model.__module__}:{model.__qualname__}"
+
+
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace what is not an empty folder or an older save."""
+    if not folder.exists():
+        return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise UsageError(
             str(folder),

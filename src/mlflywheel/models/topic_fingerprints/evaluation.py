@@ -22,7 +22,13 @@ from mlflywheel.models.topic_fingerprints.quality import (
     measure_stability,
 )
 from mlflywheel.models.topic_fingerprints.references import ReferenceNeighbours, find_reference_neighbours
-from mlflywheel.models.topic_fingerprints.text import TextOptions, count_features, learn_vocabulary, read_bags
+from mlflywheel.models.topic_fingerprints.text import (
+    TextOptions,
+    count_features,
+    count_terms,
+    learn_vocabulary,
+    read_campaigns,
+)
 from mlflywheel.statistics.intervals import Interval, estimate_difference, estimate_mean, estimate_share
 
 if TYPE_CHECKING:
@@ -133,9 +139,8 @@ def _measure_stability(model: "TopicFingerprints", progress: ProgressCallback) -
 def _find_references(model: "TopicFingerprints", table: pa.Table) -> list[ReferenceNeighbours]:
     """TF-IDF references see single words only, as the published baselines do."""
     options = TextOptions.model_validate({**model.params.text.model_dump(), "bigrams": False})
-    bags = read_bags(model.catalogue["terms"], model.catalogue["weights"])
-    vocabulary, fitted = learn_vocabulary(bags, options)
-    held_out = count_features(read_bags(table["terms"], table["weights"]), vocabulary, options)
+    vocabulary, fitted = learn_vocabulary(read_campaigns(model.catalogue), options)
+    held_out = count_features(read_campaigns(table), vocabulary, options)
     return find_reference_neighbours(fitted.matrix, held_out.matrix, _AT, model.params.seed)
 
 
@@ -210,11 +215,10 @@ def _slices(table: pa.Table) -> Iterator[tuple[np.ndarray, str]]:
             values = np.asarray(_column(table, column), dtype=object)
             for value in sorted({value for value in values if value is not None}, key=str):
                 yield values == value, f"{column}={value}"
-    if table.num_rows:
-        lengths = np.diff(table["terms"].combine_chunks().offsets.to_numpy())
-        for rows, name in ((lengths < _THIN_TERMS, "thin"), (lengths >= _THIN_TERMS, "thick")):
-            if rows.any():
-                yield rows, f"size={name}"
+    lengths = count_terms(table)
+    for rows, name in ((lengths < _THIN_TERMS, "thin"), (lengths >= _THIN_TERMS, "thick")):
+        if rows.any():
+            yield rows, f"size={name}"
 
 
 def _purity(neighbours: np.ndarray, labels: Sequence[Hashable], catalogue: Sequence[Hashable]) -> np.ndarray:

@@ -3,15 +3,24 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FieldSerializationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
@@ -19,6 +28,7 @@ from mlflywheel.models.contract import Column, Evaluation, Model, Settings
 from mlflywheel.models.topic_fingerprints.lda import Lda, LdaParams
 from mlflywheel.models.topic_fingerprints.naming import Topic, name_topics
 from mlflywheel.models.topic_fingerprints.neighbours import (
+    NO_DIRECTION,
     NeighbourIndex,
     Neighbours,
     embed_cosine,
@@ -35,6 +45,7 @@ from mlflywheel.models.topic_fingerprints.text import (
     count_features,
     learn_vocabulary,
     read_bags,
+    read_campaigns,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +53,8 @@ if TYPE_CHECKING:
 
 _TOPICS_SHOWN = 5
 _PREDICT_BLOCK = 4096
-_ATTRIBUTE_SKIP = ("campaign_id", "terms", "weights")
+# Set once for both algorithms: two places for one number would leave one of them without effect.
+_SHARED_PARAMS = {"num_topics", "seed"}
 
 
 class FitParams(Settings):
@@ -59,12 +71,15 @@ class FitParams(Settings):
 
     @field_validator("rotated_lsa", "lda", mode="before")
     @classmethod
-    def _refuse_hidden(cls, value: Any) -> Any:
-        """Two places for one number would leave one of them without effect."""
-        hidden = {"num_topics", "seed"} & set(value if isinstance(value, Mapping) else ())
-        if hidden:
-            raise ValueError(f"{', '.join(sorted(hidden))} must be set at the top level")
+    def _refuse_shared(cls, value: Any) -> Any:
+        found = _SHARED_PARAMS & set(value if isinstance(value, Mapping) else ())
+        if found:
+            raise ValueError(f"{', '.join(sorted(found))} must be set at the top level")
         return value
+
+    @field_serializer("rotated_lsa", "lda")
+    def _leave_out_shared(self, value: Settings, info: FieldSerializationInfo) -> dict[str, Any]:
+        return value.model_dump(mode=info.mode, exclude=_SHARED_PARAMS, exclude_unset=info.exclude_unset)
 
 
 class CampaignRequest(BaseModel):
@@ -74,7 +89,22 @@ class CampaignRequest(BaseModel):
 
     campaign_id: str = Field("", description="if it is one of the catalogue, it is not listed as its own neighbour")
     terms: list[str] = Field(max_length=200_000, description="keywords and search terms, as the advertiser wrote them")
-    weights: list[float] | None = Field(None, description="one weight a term; 1 each if left out")
+    weights: list[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] | None = Field(
+        None, description="one weight a term; 1 each if left out"
+    )
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        try:
+            self.campaign_id.encode()
+            "".join(self.terms).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a character is half of a surrogate pair: send valid Unicode") from error
+        if self.weights is not None and len(self.weights) != len(self.terms):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.terms)} terms: give one weight a term, or none at all"
+            )
+        return self
 
 
 class TopicShare(BaseModel):
@@ -139,7 +169,7 @@ class TopicFingerprints(Model):
         vocabulary: Features, in column order.
         topics: The fitted algorithm.
         named: Each topic's name and terms.
-        center: Mean fingerprint of the training campaigns, float32 (topics,); similarity is measured from it.
+        center: What similarity is measured from, float32 (topics,): the mean fingerprint of the training campaigns.
         catalogue: `campaign_id`, `terms`, `weights` and attributes of the campaigns to look up, sorted by id.
         fingerprints: Their fingerprints, float32 (campaigns, topics).
         known: Whether the campaign has a known term, bool (campaigns,); without one it is nobody's neighbour.
@@ -190,17 +220,21 @@ class TopicFingerprints(Model):
         Raises:
             ModelError: No campaign has a usable term.
         """
-        fit_params = FitParams.model_validate(params.model_dump(exclude_unset=True))
-        table = table.sort_by("campaign_id").combine_chunks()
+        fit_params = FitParams.model_validate(params.model_dump())
+        # Metadata that a reader has left in the schema would change the saved model's hash.
+        table = table.sort_by("campaign_id").combine_chunks().replace_schema_metadata(None)
         progress("vocabulary", 0, 1)
-        vocabulary, counts = learn_vocabulary(read_bags(table["terms"], table["weights"]), fit_params.text)
+        vocabulary, counts = learn_vocabulary(read_campaigns(table), fit_params.text)
         progress("vocabulary", 1, 1)
         topics = fit_topics(counts.matrix, fit_params, progress)
         named = name_topics(vocabulary.words, topics.topic_term(), topics.term_topic())
         fingerprints = topics.transform(counts.matrix)
         known = np.diff(counts.matrix.indptr) > 0
-        mean = fingerprints[known].mean(axis=0, dtype=np.float64).astype(np.float32)
-        return cls(fit_params, vocabulary, topics, named, mean, table, fingerprints, known)
+        center = fingerprints[known].mean(axis=0, dtype=np.float64).astype(np.float32)
+        if not embed_cosine(fingerprints[known], center).any():
+            # Campaigns that are all the same have no direction around their mean.
+            center = np.zeros_like(center)
+        return cls(fit_params, vocabulary, topics, named, center, table, fingerprints, known)
 
     @property
     def num_topics(self) -> int:
@@ -209,7 +243,7 @@ class TopicFingerprints(Model):
 
     def count(self, table: pa.Table) -> tuple[Bags, Counts]:
         """Count the features of prepared campaigns."""
-        bags = read_bags(table["terms"], table["weights"] if "weights" in table.column_names else None)
+        bags = read_campaigns(table)
         return bags, count_features(bags, self.vocabulary, self.params.text)
 
     def embed(self, fingerprints: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -246,7 +280,6 @@ class TopicFingerprints(Model):
             `neighbours` (campaign_id, similarity), the nearest first; `recommended` (term, score, evidence);
             `unknown_share` float; `note`, null unless the answer is empty for a reason.
         """
-        table = table.combine_chunks()
         blocks = []
         for start in range(0, max(1, table.num_rows), _PREDICT_BLOCK):
             progress("scoring", start, table.num_rows)
@@ -259,42 +292,49 @@ class TopicFingerprints(Model):
         fingerprints = self.topics.transform(counts.matrix)
         known = np.diff(counts.matrix.indptr) > 0
         ids = table["campaign_id"].to_pylist()
-        found = self.index.search(self.embed(fingerprints, known), self.params.neighbours, ids)
-        recommended = recommend(
-            self.keywords,
-            [bags.terms.take(pa.array(row.indices)).to_pylist() for row in bags.matrix],
-            found.positions,
-            found.similarity,
-            fingerprints,
-            limit=self.params.recommendations,
+        vectors = self.embed(fingerprints, known)
+        found = self.index.search(vectors, self.params.neighbours, ids)
+        reasons = np.select(
+            [np.diff(bags.matrix.indptr) == 0, ~known], ["no terms", "no known terms"], "like the average campaign"
         )
-        empty = np.diff(bags.matrix.indptr) == 0
-        notes = [
-            "no terms" if none else None if some else "no known terms" for none, some in zip(empty, known, strict=True)
-        ]
         return pa.table(
             {
                 "campaign_id": pa.array(ids, pa.string()),
                 "fingerprint": pa.FixedSizeListArray.from_arrays(pa.array(fingerprints.ravel()), self.num_topics),
                 "topics": self._list_topics(fingerprints, known),
                 "neighbours": self._list_neighbours(found),
-                "recommended": pa.array(
-                    [
-                        [
-                            {
-                                "term": item.term,
-                                "score": item.score,
-                                "evidence": {"neighbours": item.neighbours, "topics": item.topics},
-                            }
-                            for item in row
-                        ]
-                        for row in recommended
-                    ],
-                    _RECOMMENDED,
-                ),
+                "recommended": self._list_recommended(bags, found, fingerprints),
                 "unknown_share": pa.array(counts.unknown_share, pa.float32(), mask=np.isnan(counts.unknown_share)),
-                "note": pa.array(notes, pa.string()),
+                "note": pa.array(reasons, pa.string(), mask=vectors.any(axis=1)),
             }
+        )
+
+    def _list_recommended(self, bags: Bags, found: Neighbours, fingerprints: np.ndarray) -> pa.Array:
+        if not self.params.recommendations:
+            return pa.array([[]] * len(fingerprints), _RECOMMENDED)
+        terms = bags.terms.take(pa.array(bags.matrix.indices)).to_pylist()
+        recommended = recommend(
+            self.keywords,
+            [terms[start:end] for start, end in pairwise(bags.matrix.indptr)],
+            # Where there are fewer neighbours the similarity is NaN, so whoever stands there has no say.
+            np.maximum(found.positions, 0),
+            found.similarity,
+            fingerprints,
+            limit=self.params.recommendations,
+        )
+        return pa.array(
+            [
+                [
+                    {
+                        "term": item.term,
+                        "score": item.score,
+                        "evidence": {"neighbours": item.neighbours, "topics": item.topics},
+                    }
+                    for item in row
+                ]
+                for row in recommended
+            ],
+            _RECOMMENDED,
         )
 
     def _list_topics(self, fingerprints: np.ndarray, known: np.ndarray) -> pa.Array:
@@ -319,7 +359,7 @@ class TopicFingerprints(Model):
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
     def evaluate(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Evaluation:
-        """Measure topics, neighbours and recommendations on held-out campaigns; see `evaluation`."""
+        """Measure topics on the training campaigns and neighbours of held-out ones; see `evaluation`."""
         from mlflywheel.models.topic_fingerprints.evaluation import evaluate_fingerprints
 
         return evaluate_fingerprints(self, table, progress)
@@ -333,27 +373,30 @@ class TopicFingerprints(Model):
             the share.
         """
         bags, counts = self.count(table)
-        rows: list[dict[str, Any]] = []
+        ids, shares, bases, terms, values = [], [], [], [], []
+        lengths: list[np.ndarray] = []
         for position, campaign in enumerate(table["campaign_id"].to_pylist()):
-            base, terms, contributions = self._attribute_to_terms(bags, counts, position)
-            shares = base + contributions.sum(axis=0)
-            for topic in self.named:
-                order = np.argsort(-contributions[:, topic.id], kind="stable")
-                rows.append(
-                    {
-                        "campaign_id": campaign,
-                        "topic_id": topic.id,
-                        "topic": topic.name,
-                        "share": shares[topic.id],
-                        "base": base[topic.id],
-                        "terms": [
-                            {"term": terms[term], "contribution": contributions[term, topic.id]}
-                            for term in order
-                            if contributions[term, topic.id] != 0
-                        ],
-                    }
-                )
-        return pa.Table.from_pylist(rows, schema=_EXPLANATION)
+            base, own, contributions = self._attribute_to_terms(bags, counts, position)
+            by_topic = contributions.T
+            order = np.argsort(-by_topic, axis=1, kind="stable")
+            ordered = np.take_along_axis(by_topic, order, axis=1)
+            brings = ordered != 0
+            ids += [campaign] * len(base)
+            bases.append(base)
+            shares.append(base + contributions.sum(axis=0))
+            terms.append(own.take(pa.array(order[brings])))
+            values.append(ordered[brings])
+            lengths.append(brings.sum(axis=1))
+        return pa.table(
+            {
+                "campaign_id": pa.array(ids, pa.string()),
+                "topic_id": pa.array([topic.id for topic in self.named] * len(shares), pa.int32()),
+                "topic": pa.array([topic.name for topic in self.named] * len(shares), pa.string()),
+                "share": _join(shares),
+                "base": _join(bases),
+                "terms": _list_contributions(terms, values, _join(lengths)),
+            }
+        )
 
     def explain_similarity(self, table: pa.Table, campaign_id: str) -> pa.Table:
         """Attribute the similarity between campaigns and one campaign of the catalogue to the campaigns' terms.
@@ -371,62 +414,78 @@ class TopicFingerprints(Model):
         Raises:
             ModelError: The catalogue has no such campaign with a known term.
         """
-        if campaign_id not in self.index.ids:
+        vector = self.index.find(campaign_id)
+        if vector is None:
             raise ModelError(
                 f"campaign {campaign_id}",
-                "not in the catalogue",
+                "not in the catalogue, or without a known term",
                 "similarity is explained to a catalogue campaign",
                 "take an id from a `neighbours` list",
             )
-        other = self.index.vectors[self.index.ids.index(campaign_id)].astype(np.float64)
         bags, counts = self.count(table)
-        rows = []
-        for position, campaign in enumerate(table["campaign_id"].to_pylist()):
-            base, terms, contributions = self._attribute_to_terms(bags, counts, position)
-            base_part, parts = self._attribute_similarity(base, contributions, other)
+        similarities, bases, terms, values = [], [], [], []
+        for position in range(table.num_rows):
+            base, own, contributions = self._attribute_to_terms(bags, counts, position)
+            base_part, parts = 0.0, np.zeros(len(own))
+            # Without a known term a campaign has the prior's fingerprint, which is compared with nobody's.
+            if counts.matrix.indptr[position] < counts.matrix.indptr[position + 1]:
+                base_part, parts = self._attribute_similarity(base, contributions, vector.astype(np.float64))
             order = np.argsort(-parts, kind="stable")
-            rows.append(
-                {
-                    "campaign_id": campaign,
-                    "similarity": base_part + parts.sum(),
-                    "base": base_part,
-                    "terms": [{"term": terms[term], "contribution": parts[term]} for term in order],
-                }
-            )
-        return pa.Table.from_pylist(rows, schema=_SIMILARITY)
+            similarities.append(base_part + parts.sum())
+            bases.append(base_part)
+            terms.append(own.take(pa.array(order)))
+            values.append(parts[order])
+        return pa.table(
+            {
+                "campaign_id": table["campaign_id"].cast(pa.string()),
+                "similarity": pa.array(similarities, pa.float64()),
+                "base": pa.array(bases, pa.float64()),
+                "terms": _list_contributions(terms, values, np.array([len(part) for part in values], dtype=np.int64)),
+            }
+        )
 
     def _attribute_similarity(
         self, base: np.ndarray, contributions: np.ndarray, other: np.ndarray
     ) -> tuple[float, np.ndarray]:
         share = base + contributions.sum(axis=0)
-        if not len(contributions):
-            return 0.0, np.empty(0)
         if self.params.algorithm == "lda":
             # sqrt(share) other, divided among what makes up the share.
             factor = np.where(share > 0, np.sqrt(share) * other / np.where(share > 0, share, 1.0), 0.0)
             factor /= np.sqrt(share.sum())
             return float(base @ factor), contributions @ factor
         centred = share - self.center
-        factor = other / max(float(np.sqrt((centred * centred).sum())), 1e-12)
+        length = float(np.sqrt((centred * centred).sum()))
+        if length <= NO_DIRECTION:
+            return 0.0, np.zeros(len(contributions))
+        factor = other / length
         return float((base - self.center) @ factor), contributions @ factor
 
-    def _attribute_to_terms(
-        self, bags: Bags, counts: Counts, position: int
-    ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Divide each feature's contribution among the campaign's terms that bring it, by how much of it they bring."""
+    def _attribute_to_terms(self, bags: Bags, counts: Counts, position: int) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Divide each feature's contribution among the campaign's terms that bring it, by how much of it they bring.
+
+        Returns:
+            What no term brings, (topics,); the campaign's terms; and what they bring, float64 (terms, topics).
+        """
         features, contributions, base = self.topics.attribute(counts.matrix[position])
         row = bags.matrix[position]
         brought = sp.diags(row.data.astype(np.float64)) @ counts.term_features[row.indices][:, features]
         total = np.asarray(brought.sum(axis=0)).ravel()
         share = sp.csr_matrix(brought) @ sp.diags(1.0 / np.where(total > 0, total, 1.0))
-        return base, bags.terms.take(pa.array(row.indices)).to_pylist(), np.asarray(share @ contributions)
+        return (
+            base.astype(np.float64),
+            bags.terms.take(pa.array(row.indices)),
+            np.asarray(share @ contributions, dtype=np.float64),
+        )
 
     def extend(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Self:
-        """Return the same topics over a catalogue that also holds these campaigns; an id that it holds is replaced."""
+        """Return the same topics over a catalogue that also holds these campaigns; an id that it holds is replaced.
+
+        Attributes that the catalogue does not have are left out, and those that the campaigns do not have are null.
+        """
         table = table.select([name for name in table.column_names if name in self.catalogue.column_names])
         kept = pc.invert(pc.is_in(self.catalogue["campaign_id"], value_set=table["campaign_id"].combine_chunks()))
         joined = pa.concat_tables([self.catalogue.filter(kept), table], promote_options="permissive")
-        joined = joined.sort_by("campaign_id").combine_chunks()
+        joined = joined.sort_by("campaign_id").combine_chunks().replace_schema_metadata(None)
         progress("catalogue", 0, 1)
         _, counts = self.count(joined)
         fingerprints = self.topics.transform(counts.matrix)
@@ -454,13 +513,20 @@ class TopicFingerprints(Model):
     @classmethod
     def to_table(cls, instances: Sequence[BaseModel]) -> pa.Table:
         """Turn requests into prepared campaigns."""
-        requests = [CampaignRequest.model_validate(instance.model_dump()) for instance in instances]
+        requests = [
+            instance if isinstance(instance, CampaignRequest) else CampaignRequest.model_validate(instance.model_dump())
+            for instance in instances
+        ]
         return pa.table(
             {
                 "campaign_id": pa.array([request.campaign_id for request in requests], pa.string()),
                 "terms": pa.array([request.terms for request in requests], pa.list_(pa.string())),
                 "weights": pa.array(
-                    [request.weights or [1.0] * len(request.terms) for request in requests], pa.list_(pa.float32())
+                    [
+                        [1.0] * len(request.terms) if request.weights is None else request.weights
+                        for request in requests
+                    ],
+                    pa.list_(pa.float32()),
                 ),
             }
         )
@@ -484,15 +550,17 @@ class TopicFingerprints(Model):
     def write(self, folder: Path) -> None:
         """Write parameters and names as JSON, tables as Parquet, arrays as npy."""
         description = {
-            "params": self.params.model_dump(mode="json", exclude_unset=True),
+            "params": self.params.model_dump(mode="json"),
             "topics": [
                 {"id": topic.id, "name": topic.name, "terms": topic.terms, "weights": topic.weights}
                 for topic in self.named
             ],
         }
         (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        pq.write_table(pa.table({"feature": self.vocabulary.features}), folder / "vocabulary.parquet")
-        pq.write_table(self.catalogue, folder / "catalogue.parquet")
+        # Arrow's own schema would tell a table that was read from Parquet from one that was not, and so would the hash.
+        vocabulary = pa.table({"feature": self.vocabulary.features})
+        pq.write_table(vocabulary, folder / "vocabulary.parquet", store_schema=False)
+        pq.write_table(self.catalogue, folder / "catalogue.parquet", store_schema=False)
         np.save(folder / "fingerprints.npy", self.fingerprints, allow_pickle=False)
         np.save(folder / "known.npy", self.known, allow_pickle=False)
         np.save(folder / "center.npy", self.center, allow_pickle=False)
@@ -503,7 +571,7 @@ class TopicFingerprints(Model):
     def read(cls, folder: Path) -> Self:
         """Read what `write` wrote."""
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        params = FitParams.parse(description["params"], str(folder / "model.json"))
+        params = FitParams.model_validate(description["params"])
         algorithms: dict[str, Callable[[Path], Topics]] = {"rotated-lsa": RotatedLsa.read, "lda": Lda.read}
         return cls(
             params,
@@ -515,11 +583,6 @@ class TopicFingerprints(Model):
             np.load(folder / "fingerprints.npy", allow_pickle=False),
             np.load(folder / "known.npy", allow_pickle=False),
         )
-
-    @property
-    def attributes(self) -> list[str]:
-        """Names of the catalogue's attribute columns."""
-        return [name for name in self.catalogue.column_names if name not in _ATTRIBUTE_SKIP]
 
 
 def fit_topics(
@@ -541,17 +604,20 @@ _RECOMMENDED = pa.list_(
         ]
     )
 )
-_CONTRIBUTIONS = pa.list_(pa.struct([("term", pa.string()), ("contribution", pa.float64())]))
-_EXPLANATION = pa.schema(
-    [
-        ("campaign_id", pa.string()),
-        ("topic_id", pa.int32()),
-        ("topic", pa.string()),
-        ("share", pa.float64()),
-        ("base", pa.float64()),
-        ("terms", _CONTRIBUTIONS),
-    ]
-)
-_SIMILARITY = pa.schema(
-    [("campaign_id", pa.string()), ("similarity", pa.float64()), ("base", pa.float64()), ("terms", _CONTRIBUTIONS)]
-)
+
+
+def _join(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0)
+
+
+def _list_contributions(terms: Sequence[pa.Array], values: Sequence[np.ndarray], lengths: np.ndarray) -> pa.Array:
+    """Build lists of (term, contribution) from the lists' joined terms and values."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    pairs = pa.StructArray.from_arrays(
+        [
+            pa.concat_arrays(terms) if terms else pa.array([], pa.string()),
+            pa.array(_join(values), pa.float64()),
+        ],
+        ["term", "contribution"],
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)

@@ -1,9 +1,8 @@
 """Nearest campaigns by fingerprint, equal for one campaign and for many.
 
-Candidates come from scikit-learn's exact search on normalised vectors with `metric="euclidean"`, which ranks like
-cosine and costs an eighth of `metric="cosine"`; above `FAISS_MINIMUM` vectors from faiss' inverted lists when faiss is
-installed. Both round differently for one row than for a block, so every similarity is computed again pair by pair in
-one fixed order, and ties are broken by campaign id.
+Candidates come from scikit-learn's exact search on unit vectors, `metric="euclidean"`; above `FAISS_MINIMUM` vectors,
+where faiss is installed, from its inverted lists. Both round differently for one row than for a block, so every
+candidate's similarity is computed again, pair by pair in one fixed order, and ties are broken by campaign id.
 """
 
 from collections.abc import Sequence
@@ -15,11 +14,19 @@ import numpy as np
 from mlflywheel.errors import MissingExtraError
 from mlflywheel.events import ProgressCallback, ignore_progress
 
-# All-pairs search by inverted lists overtakes brute force at about 13,000 vectors; below 50,000 exactness is cheap.
+# All-pairs search by inverted lists overtakes the exact search at about 40,000 vectors (benchmarks/fingerprints).
 FAISS_MINIMUM = 50_000
-# Candidates beyond the k that are asked for, so that rounding in the search cannot cost a true neighbour its place.
+# Candidates beyond the k that are asked of a search, so that rounding there cannot cost a true neighbour its place.
 _SPARE_CANDIDATES = 16
 _QUERY_BLOCK = 1024
+# A fingerprint nearer to the mean than this has no direction: what is left of it is rounding.
+NO_DIRECTION = 1e-6
+_PAIRS_AT_ONCE = 8192
+# A sample of 512 knows its recall@10 to about .002.
+_TARGET_RECALL = 0.975
+_RECALL_NEIGHBOURS = 10
+_RECALL_SAMPLE = 512
+_FEWEST_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,8 @@ def embed_hellinger(fingerprints: np.ndarray) -> np.ndarray:
 
 def _to_unit(vectors: np.ndarray) -> np.ndarray:
     length = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-    # A fingerprint within rounding of the mean has no direction.
-    return np.where(length > 1e-6, vectors / np.where(length > 1e-6, length, 1.0), 0.0).astype(np.float32)
+    directed = length > NO_DIRECTION
+    return np.where(directed, vectors / np.where(directed, length, 1.0), 0.0).astype(np.float32)
 
 
 class NeighbourIndex:
@@ -87,16 +94,22 @@ class NeighbourIndex:
         self._members = by_group
         self._first = np.searchsorted(owner.ravel()[by_group], np.arange(len(self._distinct) + 1))
         self._position = {campaign: position for position, campaign in enumerate(self.ids)}
-        self._search = self._build(approximate)
+        self._search = self._build(approximate) if self.ids else None
 
     def _build(self, approximate: bool | None) -> Any:
+        first_id = self._id_rank[self._members[self._first[:-1]]]
         if approximate or (approximate is None and len(self._distinct) >= FAISS_MINIMUM):
             try:
-                return _InvertedLists(self._distinct)
+                return _InvertedLists(self._distinct, first_id)
             except ImportError:
                 if approximate:
                     raise MissingExtraError.of("faiss", "faiss", "approximate neighbours") from None
-        return _Exact(self._distinct)
+        return _Exact(self._distinct, first_id)
+
+    def find(self, campaign_id: str) -> np.ndarray | None:
+        """Return the vector of a catalogue campaign, float32 (topics,), or None if there is no such campaign."""
+        position = self._position.get(campaign_id)
+        return None if position is None else self.vectors[position]
 
     def search(
         self,
@@ -115,60 +128,158 @@ class NeighbourIndex:
         """
         positions = np.full((len(vectors), k), -1, dtype=np.int64)
         similarity = np.full((len(vectors), k), np.nan, dtype=np.float32)
-        if not self.ids:
+        if self._search is None:
             return Neighbours(positions, similarity)
         for start in range(0, len(vectors), _QUERY_BLOCK):
             progress("neighbours", start, len(vectors))
             block = np.ascontiguousarray(vectors[start : start + _QUERY_BLOCK], dtype=np.float32)
-            groups = self._search(block, min(k + 1 + _SPARE_CANDIDATES, len(self._distinct)))
-            for row, candidates in enumerate(groups):
-                if not block[row].any():
-                    continue
-                own = self._position.get(own_ids[start + row]) if own_ids is not None else None
-                found, values = self._rank(block[row], candidates[candidates >= 0], k, own)
-                positions[start + row, : len(found)] = found
-                similarity[start + row, : len(found)] = values
+            own = None
+            if own_ids is not None:
+                own = np.array([self._position.get(name, -1) for name in own_ids[start : start + _QUERY_BLOCK]])
+            some = np.flatnonzero(block.any(axis=1))
+            # One more than k, since one can be the query itself.
+            rows, groups, exact = self._search(block[some], min(k + 1, len(self._distinct)))
+            rows, places, found, values = self._expand(some[rows], groups, exact, k, own)
+            positions[start + rows, places] = found
+            similarity[start + rows, places] = values
         progress("neighbours", len(vectors), len(vectors))
         return Neighbours(positions, similarity)
 
-    def _rank(self, query: np.ndarray, groups: np.ndarray, k: int, own: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Expand candidate groups to campaigns and order them by exact similarity, then by id."""
-        exact = (self._distinct[groups].astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+    def _expand(
+        self, rows: np.ndarray, groups: np.ndarray, exact: np.ndarray, k: int, own: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Expand groups of equal vectors to campaigns and order those of each query by similarity, then by id.
+
+        Args:
+            rows: The query of each candidate, ascending.
+            groups: The candidates.
+            exact: Their similarities, float64.
+            k: Number of neighbours.
+            own: Catalogue positions of the queries, negative for strangers.
+
+        Returns:
+            Four arrays of one length: the query, the place from 0 to k - 1, the catalogue position, the similarity.
+        """
         # Each group offers its first k + 1 members: more can never be shown, even if one of them is the query.
         counts = np.minimum(self._first[groups + 1] - self._first[groups], k + 1)
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         members = self._members[np.repeat(self._first[groups], counts) + offsets]
-        values = np.repeat(exact, counts)
+        rows, values = np.repeat(rows, counts), np.repeat(exact, counts)
         if own is not None:
-            kept = members != own
-            members, values = members[kept], values[kept]
-        order = np.lexsort((self._id_rank[members], -values))[:k]
-        return members[order], values[order]
+            kept = members != own[rows]
+            rows, members, values = rows[kept], members[kept], values[kept]
+        order = np.lexsort((self._id_rank[members], -values, rows))
+        rows = rows[order]
+        places = _count_within(rows)
+        shown = places < k
+        order = order[shown]
+        return rows[shown], places[shown], members[order], values[order]
 
 
-class _Exact:
-    def __init__(self, vectors: np.ndarray) -> None:
+def _count_within(rows: np.ndarray) -> np.ndarray:
+    """Number the entries of each row from 0; `rows` ascend."""
+    return np.asarray(np.arange(len(rows)) - np.searchsorted(rows, rows))
+
+
+class _Search:
+    """What both ways of finding candidates share: the exact comparison.
+
+    Args:
+        vectors: Distinct unit vectors, float32 (groups, topics).
+        first_id: The rank of each group's first campaign id, by which equal similarities are ordered.
+    """
+
+    def __init__(self, vectors: np.ndarray, first_id: np.ndarray) -> None:
+        self._vectors = vectors
+        self._first_id = first_id
+
+    def _keep_nearest(
+        self, queries: np.ndarray, rows: np.ndarray, groups: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute similarities in float64, and keep the k largest of each row: rows, groups and similarities."""
+        exact = np.empty(len(rows))
+        for low in range(0, len(rows), _PAIRS_AT_ONCE):
+            part = slice(low, low + _PAIRS_AT_ONCE)
+            exact[part] = (self._vectors[groups[part]].astype(np.float64) * queries[rows[part]]).sum(axis=1)
+        return self._keep_largest(rows, groups, exact, k)
+
+    def _keep_largest(
+        self, rows: np.ndarray, groups: np.ndarray, exact: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        order = np.lexsort((self._first_id[groups], -exact, rows))
+        order = order[_count_within(rows[order]) < k]
+        return rows[order], groups[order], exact[order]
+
+
+class _Exact(_Search):
+    """scikit-learn's brute force: with `metric="cosine"` the same ranking would cost several times as much."""
+
+    def __init__(self, vectors: np.ndarray, first_id: np.ndarray) -> None:
         from sklearn.neighbors import NearestNeighbors
 
+        super().__init__(vectors, first_id)
         self._index = NearestNeighbors(algorithm="brute", metric="euclidean").fit(vectors)
 
-    def __call__(self, queries: np.ndarray, k: int) -> np.ndarray:
-        return np.asarray(self._index.kneighbors(queries, n_neighbors=k, return_distance=False))
+    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the k nearest vectors of each query: the query, the group and the similarity, nearest first."""
+        width = min(k + _SPARE_CANDIDATES, len(self._vectors))
+        candidates = np.empty((0, width), dtype=np.int64)
+        if len(queries):
+            candidates = self._index.kneighbors(queries, n_neighbors=width, return_distance=False)
+        rows = np.repeat(np.arange(len(queries)), width)
+        return self._keep_nearest(queries, rows, candidates.ravel(), k)
 
 
-class _InvertedLists:
-    """faiss IVF-Flat with 2 sqrt(n) lists; a third of them probed, which measured recall@10 of .98 and above."""
+class _InvertedLists(_Search):
+    """faiss IVF-Flat with 2 sqrt(n) lists, of which as many are probed as the recall needs.
 
-    def __init__(self, vectors: np.ndarray) -> None:
+    How many that is depends on the vectors: 16 of 2,000 lists gave a recall of .98 on a million mixtures of few topics,
+    8 were enough for .99 on fingerprints of real terms. So it is measured when the index is built.
+    """
+
+    def __init__(self, vectors: np.ndarray, first_id: np.ndarray) -> None:
         import faiss
 
+        super().__init__(vectors, first_id)
         lists = max(1, int(2 * np.sqrt(len(vectors))))
         quantizer = faiss.IndexFlatIP(vectors.shape[1])
         self._index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+        # faiss' defaults, 25 rounds over 256 vectors a list, cost eight times as much for the same recall.
         self._index.cp.seed = 0
+        self._index.cp.niter = 10
+        self._index.cp.max_points_per_centroid = 64
         self._index.train(vectors)
         self._index.add(vectors)
-        self._index.nprobe = max(16, lists // 24)
+        self._index.nprobe = self._measure_probes(vectors, lists)
 
-    def __call__(self, queries: np.ndarray, k: int) -> np.ndarray:
-        return np.asarray(self._index.search(queries, k)[1])
+    def _measure_probes(self, vectors: np.ndarray, lists: int) -> int:
+        """Return the least number of probed lists that reaches the target recall on a sample of the catalogue."""
+        sample = np.ascontiguousarray(vectors[:: max(1, len(vectors) // _RECALL_SAMPLE)])
+        k = min(_RECALL_NEIGHBOURS + 1, len(vectors))
+        exact = _Exact(vectors, self._first_id)
+        # The nearest is the vector itself, which every search finds.
+        true = np.concatenate(
+            [
+                exact(sample[low : low + _QUERY_BLOCK], k)[1].reshape(-1, k)[:, 1:]
+                for low in range(0, len(sample), _QUERY_BLOCK)
+            ]
+        )
+        probes = min(_FEWEST_PROBES, lists)
+        while probes < lists:
+            self._index.nprobe = probes
+            found = self._find(sample, k)
+            if np.mean((found[:, :, None] == true[:, None, :]).any(axis=1)) >= _TARGET_RECALL:
+                return probes
+            probes = min(lists, probes + max(1, probes // 8))
+        return lists
+
+    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return about the k nearest vectors of each query, as `_Exact` does."""
+        candidates = self._find(queries, min(k + _SPARE_CANDIDATES, len(self._vectors)))
+        rows, columns = np.nonzero(candidates >= 0)
+        return self._keep_nearest(queries, rows, candidates[rows, columns], k)
+
+    def _find(self, queries: np.ndarray, k: int) -> np.ndarray:
+        # faiss compares 20 queries and more with the lists by a matrix product, which rounds differently.
+        parts = [self._index.search(queries[low : low + 16], k)[1] for low in range(0, len(queries), 16)]
+        return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int64)

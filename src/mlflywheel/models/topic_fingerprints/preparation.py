@@ -10,7 +10,7 @@ from pydantic import Field
 from mlflywheel.errors import DataError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import Column, Settings
-from mlflywheel.models.topic_fingerprints.text import clean_terms
+from mlflywheel.models.topic_fingerprints.text import clean_terms, encode_sorted, split_words
 
 COLUMNS = (
     Column("campaign_id", "id", required=True, description="the campaign that uses the term"),
@@ -25,7 +25,8 @@ COLUMNS = (
     Column("as_of", "date", description="the day the row was exported"),
 )
 SUMMED = ("impressions", "clicks", "cost")
-_TERM_COLUMNS = ("campaign_id", "term", "kind", *SUMMED)
+# Rows of one campaign differ in these, or the result has a column of its own under the name.
+_NO_ATTRIBUTES = ("campaign_id", "term", "kind", "terms", "weights")
 
 
 class PrepareConfig(Settings):
@@ -39,7 +40,7 @@ class PrepareConfig(Settings):
 
 
 def prepare_campaigns(raw: pa.Table, config: PrepareConfig, progress: ProgressCallback = ignore_progress) -> pa.Table:
-    """Gather rows into campaigns.
+    """Gather rows into campaigns; the order of the rows does not matter.
 
     Rows without an id are left out (validation has counted them). Terms are cleaned (`text.clean_terms`), blank ones
     left out, and equal ones of a campaign are one term. A campaign whose every term is blank stays, with no terms.
@@ -52,11 +53,51 @@ def prepare_campaigns(raw: pa.Table, config: PrepareConfig, progress: ProgressCa
     Returns:
         One row a campaign, sorted by id: `campaign_id` string; `terms` list<string>, heaviest first; `weights`
         list<float>; then the attributes: declared ones by their most frequent value, `impressions`, `clicks`, `cost`
-        summed, and other columns where every campaign has one value only.
+        summed, and other columns where no campaign has two values.
 
     Raises:
-        DataError: There is no row with an id, or the weighting needs a column that is not there.
+        DataError: A required column is missing, there is no row with an id, or the weighting needs a column that is
+            not there.
+
+    >>> raw = pa.table({"campaign_id": ["b", "a", "a"], "term": ["[Tea]", "milk ", "Milk"]})
+    >>> prepare_campaigns(raw, PrepareConfig(weighting="count")).to_pylist()  # doctest: +NORMALIZE_WHITESPACE
+    [{'campaign_id': 'a', 'terms': ['milk'], 'weights': [2.0]},
+     {'campaign_id': 'b', 'terms': ['tea'], 'weights': [1.0]}]
     """
+    _check_columns(raw, config)
+    progress("campaigns", 0, 3)
+    raw = raw.set_column(raw.column_names.index("campaign_id"), "campaign_id", raw["campaign_id"].cast(pa.string()))
+    # A blank id counts as none; a null condition drops the row too.
+    raw = raw.filter(pc.not_equal(pc.utf8_trim_whitespace(raw["campaign_id"]), ""))
+    if raw.num_rows == 0:
+        raise DataError(
+            "campaign_id", "no row has one", "every row names its campaign", "map the id column (--map campaign_id=...)"
+        )
+    campaign, ids = encode_sorted(raw["campaign_id"].combine_chunks())
+    columns: dict[str, pa.Array] = {"campaign_id": ids}
+    columns["terms"], columns["weights"] = _gather_terms(raw, campaign, len(ids), config)
+    progress("campaigns", 1, 3)
+    declared = {column.name for column in COLUMNS}
+    for name in raw.column_names:
+        if name in SUMMED:
+            columns[name] = pa.array(_sum(_read_numbers(raw, name), campaign, len(ids)))
+        elif name not in _NO_ATTRIBUTES and not pa.types.is_nested(raw.schema.field(name).type):
+            attribute, constant = _gather_attribute(raw[name].combine_chunks(), campaign, len(ids))
+            if constant or name in declared:
+                columns[name] = attribute
+    progress("campaigns", 3, 3)
+    return pa.table(columns)
+
+
+def _check_columns(raw: pa.Table, config: PrepareConfig) -> None:
+    for column in COLUMNS:
+        if column.required and column.name not in raw.column_names:
+            raise DataError(
+                f"column {column.name}",
+                f"missing among {', '.join(raw.column_names)}",
+                f"it holds {column.description}",
+                f"map it (--map {column.name}=...)",
+            )
     needed = config.weighting.removeprefix("log_")
     if needed in SUMMED and needed not in raw.column_names:
         raise DataError(
@@ -65,31 +106,6 @@ def prepare_campaigns(raw: pa.Table, config: PrepareConfig, progress: ProgressCa
             "the weighting reads it",
             f"map it (--map {needed}=...) or choose weighting=presence",
         )
-    progress("campaigns", 0, 3)
-    raw = raw.filter(pc.is_valid(raw["campaign_id"]))
-    if raw.num_rows == 0:
-        raise DataError(
-            "campaign_id", "no row has one", "every row names its campaign", "map the id column (--map campaign_id=...)"
-        )
-    ids = pc.dictionary_encode(raw["campaign_id"].combine_chunks())
-    order = pc.sort_indices(ids.dictionary).to_numpy()
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    campaign = rank[ids.indices.to_numpy()]
-    columns: dict[str, pa.Array] = {"campaign_id": pc.take(ids.dictionary, pa.array(order)).cast(pa.string())}
-    columns["terms"], columns["weights"] = _gather_terms(raw, campaign, len(order), config)
-    progress("campaigns", 1, 3)
-    for name in raw.column_names:
-        if name in SUMMED:
-            values = pc.fill_null(raw[name].combine_chunks().cast(pa.float64()), 0.0).to_numpy()
-            columns[name] = pa.array(np.bincount(campaign, weights=values, minlength=len(order)))
-        elif name not in _TERM_COLUMNS:
-            attribute = _gather_attribute(raw[name].combine_chunks(), campaign, len(order))
-            declared = any(column.name == name for column in COLUMNS)
-            if declared or attribute.constant:
-                columns[name] = attribute.values
-    progress("campaigns", 3, 3)
-    return pa.table(columns)
 
 
 def _gather_terms(
@@ -99,31 +115,26 @@ def _gather_terms(
     terms = raw["term"].combine_chunks().cast(pa.large_string())
     values = _row_weights(raw, config)
     if config.split_terms:
-        lists = pc.utf8_split_whitespace(pc.fill_null(terms, ""))
+        lists = split_words(pc.fill_null(terms, pa.scalar("", pa.large_string())))
         owner = pc.list_parent_indices(lists).to_numpy()
         campaign, values, terms = campaign[owner], values[owner], pc.list_flatten(lists)
     terms = clean_terms(terms)
     valid = terms.is_valid().to_numpy(zero_copy_only=False)
-    campaign, values = campaign[valid], values[valid]
-    encoded = pc.dictionary_encode(terms.drop_null())
-    word_order = pc.sort_indices(encoded.dictionary).to_numpy()
-    word_rank = np.empty(len(word_order), dtype=np.int64)
-    word_rank[word_order] = np.arange(len(word_order))
-    words = word_rank[encoded.indices.to_numpy()]
-    dictionary = pc.take(encoded.dictionary, pa.array(word_order))
+    words, distinct = encode_sorted(terms.drop_null())
     # One key for each pair of campaign and term; the pairs come back sorted by campaign, then alphabetically.
-    key, inverse = np.unique(campaign * max(1, len(dictionary)) + words, return_inverse=True)
-    weight: np.ndarray = np.bincount(inverse.ravel(), weights=values, minlength=len(key))
+    width = max(1, len(distinct))
+    key, inverse = np.unique(campaign[valid] * width + words, return_inverse=True)
+    owner, word = key // width, key % width
     if config.weighting == "presence":
         weight = np.ones(len(key))
-    elif config.weighting != "count":
-        weight = 1.0 + np.log1p(weight)
-    owner, word = key // max(1, len(dictionary)), key % max(1, len(dictionary))
+    else:
+        weight = _sum(values[valid], inverse.ravel(), len(key))
+        if config.weighting != "count":
+            weight = 1.0 + np.log1p(weight)
     heaviest = np.lexsort((word, -weight, owner))
     offsets = pa.array(np.searchsorted(owner, np.arange(campaigns + 1)), pa.int32())
-    texts = pc.take(dictionary, pa.array(word[heaviest])).cast(pa.string())
     return (
-        pa.ListArray.from_arrays(offsets, texts),
+        pa.ListArray.from_arrays(offsets, pc.take(distinct, pa.array(word[heaviest]))),
         pa.ListArray.from_arrays(offsets, pa.array(weight[heaviest], pa.float32())),
     )
 
@@ -132,32 +143,38 @@ def _row_weights(raw: pa.Table, config: PrepareConfig) -> np.ndarray:
     """Return what each row adds to its term, before the rule is applied to the sum; negatives count as nothing."""
     if config.weighting in ("presence", "count"):
         return np.ones(raw.num_rows)
-    column = raw[config.weighting.removeprefix("log_")].combine_chunks().cast(pa.float64())
-    weights: np.ndarray = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False)
-    return np.asarray(np.maximum(weights, 0.0))
+    return np.asarray(np.maximum(_read_numbers(raw, config.weighting.removeprefix("log_")), 0.0))
 
 
-class _Attribute:
-    def __init__(self, values: pa.Array, constant: bool) -> None:
-        self.values = values
-        self.constant = constant
+def _read_numbers(raw: pa.Table, name: str) -> np.ndarray:
+    """Return a column as float64, 0 where it is null, not a number or infinite."""
+    numbers = np.asarray(raw[name].cast(pa.float64()).fill_null(0.0))
+    return np.where(np.isfinite(numbers), numbers, 0.0)
 
 
-def _gather_attribute(values: pa.Array, campaign: np.ndarray, campaigns: int) -> _Attribute:
-    """Return each campaign's most frequent value, the smallest of equally frequent ones, null where it has none."""
-    encoded = pc.dictionary_encode(values)
-    valid = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
-    codes = encoded.indices.drop_null().to_numpy().astype(np.int64)
-    sort = pc.sort_indices(encoded.dictionary).to_numpy()
-    rank = np.empty(len(sort), dtype=np.int64)
-    rank[sort] = np.arange(len(sort))
-    width = max(1, len(sort))
-    key, count = np.unique(campaign[valid] * width + rank[codes], return_counts=True)
-    owner, value = key // width, key % width
+def _sum(values: np.ndarray, owner: np.ndarray, owners: int) -> np.ndarray:
+    """Sum values by owner in the order of the values, since a sum of fractions depends on the order."""
+    order = np.lexsort((values, owner))
+    return np.asarray(np.bincount(owner[order], weights=values[order], minlength=owners))
+
+
+def _gather_attribute(values: pa.Array, campaign: np.ndarray, campaigns: int) -> tuple[pa.Array, bool]:
+    """Return each campaign's most frequent value, the smallest of equally frequent ones, null where it has none.
+
+    Also returns whether no campaign has two values.
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    if not valid.any():
+        return pa.nulls(campaigns, values.type), True
+    codes, distinct = encode_sorted(values.drop_null())
+    key, count = np.unique(campaign[valid] * len(distinct) + codes, return_counts=True)
+    owner, value = key // len(distinct), key % len(distinct)
     best = np.lexsort((value, -count, owner))
-    first = np.flatnonzero(np.diff(owner[best], prepend=-1))
-    result = np.full(campaigns, -1, dtype=np.int64)
-    result[owner[best][first]] = value[best][first]
-    present = pa.array(np.where(result >= 0, sort[np.maximum(result, 0)] if len(sort) else 0, 0), mask=result < 0)
-    taken = pc.take(encoded.dictionary, present) if len(sort) else pa.nulls(campaigns, values.type)
-    return _Attribute(taken, len(key) == len(first))
+    first = best[np.flatnonzero(np.diff(owner[best], prepend=-1))]
+    chosen = np.zeros(campaigns, dtype=np.int64)
+    chosen[owner[first]] = value[first]
+    missing = np.ones(campaigns, dtype=bool)
+    missing[owner[first]] = False
+    return pc.take(distinct, pa.array(chosen, mask=missing)), len(key) == len(first)

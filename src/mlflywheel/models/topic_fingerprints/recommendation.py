@@ -216,7 +216,7 @@ def recommend(
     _check_shapes(catalogue, own_terms, nearest, alike, prints, limit)
     if not catalogue.keywords or not nearest.size:
         return [[] for _ in own_terms]
-    own = _to_rows([_find_columns(catalogue, terms) for terms in own_terms], len(catalogue.keywords))
+    own = _to_rows(_find_columns(catalogue, own_terms), len(catalogue.keywords))
     weights = alike * alike * alike * (_OVERLAP_FLOOR + _measure_overlap(catalogue, own, nearest))
     total = weights.sum(axis=1, keepdims=True)
     shares = weights / np.where(total > 0, total, 1.0)
@@ -337,12 +337,14 @@ def _choose_spelling(counts: Counter[str]) -> str:
     return min(counts, key=lambda term: (-counts[term], len(term), term))
 
 
-def _find_columns(catalogue: KeywordCatalogue, terms: Collection[str]) -> list[int]:
-    found = {catalogue.columns.get(normalize_keyword(term)) for term in terms}
-    return [column for column in found if column is not None]
+def _find_columns(catalogue: KeywordCatalogue, campaigns: Sequence[Collection[str]]) -> list[set[int]]:
+    # Campaigns share terms, and folding one costs more than looking it up.
+    distinct = {term for terms in campaigns for term in terms}
+    columns = {term: catalogue.columns.get(normalize_keyword(term)) for term in distinct}
+    return [{column for term in terms if (column := columns[term]) is not None} for terms in campaigns]
 
 
-def _to_rows(columns: Sequence[Sequence[int]], width: int) -> "sparse.csr_array":
+def _to_rows(columns: Sequence[Collection[int]], width: int) -> "sparse.csr_array":
     """Return a sparse 0/1 matrix with sorted columns; each row's columns are distinct."""
     ends = np.cumsum([0, *(len(row) for row in columns)])
     flat = np.fromiter((c for row in columns for c in sorted(row)), dtype=np.int64, count=int(ends[-1]))

@@ -34,8 +34,8 @@ def find_reference_neighbours(
         k: Number of neighbours.
         seed: Of the SVD.
     """
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.utils.extmath import randomized_svd
 
     names = (("TF-IDF and SVD(100)", ""), ("TF-IDF", "tfidf_"))
     if not queries.shape[0] or not catalogue.nnz:
@@ -44,8 +44,9 @@ def find_reference_neighbours(
     fitted, asked = weighting.transform(catalogue), weighting.transform(queries)
     found = []
     if min(fitted.shape) > _COMPONENTS:
-        svd = TruncatedSVD(_COMPONENTS, random_state=seed).fit(fitted)
-        found.append(_nearest(_to_unit(svd.transform(fitted)), _to_unit(svd.transform(asked)), k))
+        # As `TruncatedSVD` does it, which divides by the variance of the rows even where they are all the same.
+        components = randomized_svd(fitted, _COMPONENTS, n_iter=5, random_state=seed)[2].T
+        found.append(_nearest(_to_unit(fitted @ components), _to_unit(asked @ components), k))
     else:
         # With fewer rows or words than components, the SVD keeps everything.
         found.append(_nearest(fitted, asked, k))
@@ -61,7 +62,10 @@ def _nearest(fitted: np.ndarray | sp.csr_matrix, asked: np.ndarray | sp.csr_matr
     number = min(k, fitted.shape[0])
     index = NearestNeighbors(n_neighbors=number, metric="euclidean", algorithm="brute").fit(fitted)
     result = np.full((asked.shape[0], k), -1, dtype=np.int64)
-    result[:, :number] = index.kneighbors(asked, return_distance=False)
+    # To a row without a known word all others are equally far.
+    known = np.flatnonzero(np.asarray(abs(asked).sum(axis=1)).ravel() > 0)
+    if len(known):
+        result[known, :number] = index.kneighbors(asked[known], return_distance=False)
     return result
 
 

@@ -12,12 +12,14 @@
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
@@ -49,7 +51,8 @@ class RotatedLsa:
         term_topic: Q, p(topic | term), float32 (terms, topics), rows summing to 1.
         topic_weight: lambda, float32 (topics, terms), non-negative.
         loadings: The rotated orthonormal loadings L, float32 (terms, topics), as a gensim `LsiModel` holds them.
-        prior: Fingerprint of a campaign without known terms: the mean over the training campaigns, float32 (topics,).
+        prior: Fingerprint of a campaign without known terms, float32 (topics,): the mean over the training campaigns
+            that have one.
     """
 
     def __init__(
@@ -92,39 +95,40 @@ class RotatedLsa:
                 "at least one term in two campaigns is needed",
                 "lower text.minimum_campaigns to 1, or bring more terms",
             )
-        counts = counts.astype(np.float64)
+        # The last bits of BLAS results may depend on the number of threads, and a saved model's hash on the last bits.
+        with threadpool_limits(1):
+            return cls._fit(sp.csr_matrix(counts, dtype=np.float64), params, progress)
+
+    @classmethod
+    def _fit(cls, counts: sp.csr_matrix, params: RotatedLsaParams, progress: ProgressCallback) -> "RotatedLsa":
         idf = inverse_document_frequency(counts)
         z = _weigh(counts, idf)
-        z = sp.csr_matrix(z.multiply(1.0 / np.maximum(np.sqrt(z.multiply(z).sum(axis=1)), 1e-12)))
+        lengths = np.sqrt(np.asarray(z.multiply(z).sum(axis=1)))
+        z = sp.csr_matrix(z.multiply(1.0 / np.where(lengths > 0, lengths, 1.0)))
         progress("topics", 0, 3)
         basis = _left_singular_vectors(z, params)
         progress("topics", 1, 3)
         loadings = _rotate(basis, np.asarray(z.sum(axis=0)).ravel(), params, progress)
         progress("topics", 2, 3)
-        membership = np.maximum(z @ loadings, 0.0)
-        weight, term_topic = _weigh_terms(z, membership, params.smoothing)
+        weight, term_topic = _weigh_terms(z, np.maximum(z @ loadings, 0.0), params.smoothing)
         for _ in range(params.refinements):
-            shares = _normalise_rows(z @ term_topic)
-            membership = np.maximum(shares - shares.mean(axis=0), 0.0)
-            weight, term_topic = _weigh_terms(z, membership, params.smoothing)
+            weight, term_topic = _weigh_terms(z, _above_mean(_normalise_rows(z @ term_topic)), params.smoothing)
         progress("topics", 3, 3)
-        # Rank topics by how much of the corpus they cover, so that topic 0 is the largest.
-        order = np.argsort(-weight.sum(axis=1), kind="stable")
-        term_topic32 = np.ascontiguousarray(term_topic[:, order], dtype=np.float32)
+        # Rank topics by how much of the corpus they cover, so that topic 0 is the largest; drop those that cover none.
+        cover = weight.sum(axis=1)
+        order = np.argsort(-cover, kind="stable")
+        order = order[cover[order] > 0]
+        weight = weight[order]
         fitted = cls(
             idf.astype(np.float32),
-            term_topic32,
-            np.ascontiguousarray(weight[order], dtype=np.float32),
+            np.ascontiguousarray(_topic_given_term(weight, params.smoothing), dtype=np.float32),
+            weight.astype(np.float32),
             np.ascontiguousarray(loadings[:, order], dtype=np.float32),
-            np.full(len(order), 1.0 / len(order), dtype=np.float32),
+            np.zeros(len(order), dtype=np.float32),
         )
-        prior = fitted.transform(sp.csr_matrix(counts)).mean(axis=0, dtype=np.float64)
-        fitted.prior = (prior / prior.sum()).astype(np.float32)
+        used = sp.csr_matrix(counts)[np.diff(counts.indptr) > 0]
+        fitted.prior = fitted.transform(used).mean(axis=0, dtype=np.float64).astype(np.float32)
         return fitted
-
-    def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """Return the TF-IDF weights of counts, CSR float32, rows not normalised."""
-        return _weigh(counts, self.idf).astype(np.float32)
 
     def transform(self, counts: sp.csr_matrix) -> np.ndarray:
         """Return fingerprints, float32 (campaigns, topics), non-negative with rows summing to 1.
@@ -132,18 +136,18 @@ class RotatedLsa:
         Each row depends on its own counts alone and is added up in column order, so a campaign gets the same bits by
         itself as among others. A row without counts gets the prior.
         """
-        weights = _weigh(counts, self.idf).astype(np.float64)
-        shares = np.asarray(weights @ self._term_topic.astype(np.float64))
+        shares = np.asarray(_weigh(counts, self.idf) @ self._exact_term_topic)
         totals = shares.sum(axis=1, keepdims=True)
-        empty = totals[:, 0] <= 0
-        shares = shares / np.where(totals > 0, totals, 1.0)
-        shares[empty] = self.prior
-        return shares.astype(np.float32)
+        return np.where(totals > 0, shares / np.where(totals > 0, totals, 1.0), self.prior).astype(np.float32)
+
+    @cached_property
+    def _exact_term_topic(self) -> np.ndarray:
+        """Q as float64: sums of many terms stay exact, and scoring one campaign does not convert all of it."""
+        return self._term_topic.astype(np.float64)
 
     def topic_term(self) -> np.ndarray:
         """Return p(term | topic), float32 (topics, terms)."""
-        shares: np.ndarray = self._topic_weight / np.maximum(self._topic_weight.sum(axis=1, keepdims=True), 1e-12)
-        return shares.astype(np.float32)
+        return _normalise_rows(self._topic_weight)
 
     def term_topic(self) -> np.ndarray:
         """Return p(topic | term), float32 (terms, topics)."""
@@ -159,10 +163,10 @@ class RotatedLsa:
             Term columns (m,), contributions float64 (m, topics), and the base float64 (topics,), such that base plus
             the summed contributions is the fingerprint. The base is zero, or the prior of a row without counts.
         """
-        weights = _weigh(counts_row, self.idf).astype(np.float64).tocsr()
+        weights = _weigh(counts_row, self.idf)
         if weights.nnz == 0:
             return np.empty(0, dtype=np.int64), np.empty((0, self.num_topics)), self.prior.astype(np.float64)
-        raw = weights.data[:, None] * self._term_topic[weights.indices].astype(np.float64)
+        raw = weights.data[:, None] * self._exact_term_topic[weights.indices]
         return weights.indices.astype(np.int64), raw / raw.sum(), np.zeros(self.num_topics)
 
     def to_gensim(self, id2word: dict[int, str]) -> "tuple[TfidfModel, LsiModel]":
@@ -177,7 +181,8 @@ class RotatedLsa:
         tfidf.eps = 0.0
         lsi = LsiModel(id2word=id2word, num_topics=self.num_topics)
         lsi.projection.u = self._loadings.astype(np.float64)
-        lsi.projection.s = np.linalg.norm(self._topic_weight, axis=1).astype(np.float64)
+        # LsiModel shows and scales by singular values, which a rotated basis has not: the topics' weights rank alike.
+        lsi.projection.s = np.linalg.norm(self._topic_weight.astype(np.float64), axis=1)
         return tfidf, lsi
 
     def write(self, folder: Path) -> None:
@@ -209,7 +214,8 @@ def weigh_count(count: Any) -> Any:
     >>> float(weigh_count(1.0)), float(weigh_count(3.0))
     (1.0, 2.0)
     """
-    return np.log2(1.0 + np.asarray(count))
+    # Not log2(1 + count), which is 0 for a weight below the resolution of 1.
+    return np.log1p(np.asarray(count)) / np.log(2.0)
 
 
 def inverse_document_frequency(counts: sp.csr_matrix) -> np.ndarray:
@@ -252,13 +258,13 @@ def _rotate(
     """Rotate loadings by varimax (Kaiser 1958), fitted on the heaviest terms; flip each column to positive skew."""
     heaviest = np.argsort(-term_weight, kind="stable")[: params.rotation_terms]
     fitted = loadings[heaviest]
-    terms, topics = fitted.shape
-    rotation = np.eye(topics)
+    rotation = np.eye(fitted.shape[1])
     criterion = 0.0
     for step in range(params.rotation_steps):
         progress("rotation", step, params.rotation_steps)
         rotated = fitted @ rotation
-        gradient = fitted.T @ (rotated**3 - rotated * ((rotated**2).sum(axis=0) / terms))
+        squared = rotated * rotated
+        gradient = fitted.T @ (rotated * (squared - squared.mean(axis=0)))
         left, singular, right = np.linalg.svd(gradient)
         rotation = left @ right
         if singular.sum() < criterion * (1 + 1e-6):
@@ -287,6 +293,12 @@ def _topic_given_term(weight: np.ndarray, smoothing: float) -> np.ndarray:
     return np.where(totals[:, None] > 0, smoothed.T / np.where(totals > 0, totals, 1.0)[:, None], uniform)
 
 
-def _normalise_rows(matrix: Any) -> np.ndarray:
-    dense = np.asarray(matrix)
-    return np.asarray(dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12))
+def _above_mean(shares: np.ndarray) -> np.ndarray:
+    """Return what rows have above the mean; a row that is the mean, as in a corpus of equal campaigns, stays itself."""
+    above = np.maximum(shares - shares.mean(axis=0), 0.0)
+    return np.where(above.sum(axis=1, keepdims=True) > 1e-9, above, shares)
+
+
+def _normalise_rows(matrix: np.ndarray) -> np.ndarray:
+    totals = matrix.sum(axis=1, keepdims=True)
+    return np.asarray(matrix / np.where(totals > 0, totals, 1.0))

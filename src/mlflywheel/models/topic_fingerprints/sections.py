@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflywheel.models.contract import Measurement, Section
+from mlflywheel.models.topic_fingerprints.text import count_terms
 
 if TYPE_CHECKING:
     from mlflywheel.models.topic_fingerprints.model import TopicFingerprints
@@ -185,7 +186,7 @@ def _examples(model: "TopicFingerprints", table: pa.Table, fingerprints: np.ndar
 
 def _choose(table: pa.Table, fingerprints: np.ndarray) -> list[int]:
     """Choose campaigns with the clearest fingerprint of different leading topics, the largest topics first."""
-    lengths = np.diff(table["terms"].combine_chunks().offsets.to_numpy())
+    lengths = count_terms(table)
     leading = fingerprints.argmax(axis=1)
     chosen: list[int] = []
     typical = np.flatnonzero((lengths >= 10) & (lengths <= 80))
