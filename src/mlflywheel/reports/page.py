@@ -431,9 +431,9 @@ def _draw_gates(summary: Mapping[str, Any]) -> _Part | None:
         badge = _badge(
             None, *(("Holds", "good") if holds else ("Not checked", "quiet") if holds is None else ("Refused", "bad"))
         )
-        metric = join(
-            code_name(gate.get("metric")), tag("small", gate["reason"], class_="note") if gate.get("reason") else None
-        )
+        # The reason of a gate that holds repeats its row; on a phone it would fill the page.
+        reason = None if holds else gate.get("reason")
+        metric = join(code_name(gate.get("metric")), tag("small", reason, class_="note") if reason else None)
         rows.append(
             [
                 Cell(metric, str(gate.get("metric"))),

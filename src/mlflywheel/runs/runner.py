@@ -30,7 +30,6 @@ from mlflywheel.models.contract import Evaluation
 from mlflywheel.reports import Report, render_report
 from mlflywheel.runs.folder import RunFolder, Story, compose_summary, new_run_id, write_json
 
-
 # One thread: sums in another order differ in the last bits, and a model's hash with them.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _POLL_SECONDS = 0.1
@@ -278,7 +277,7 @@ def _explain_os_error(failure: OSError, folder: RunFolder) -> MlflywheelError:
 
 @contextmanager
 def _terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does. Outside the main thread signals cannot be handled, and nothing is changed."""
+    """Let SIGTERM end a run as Ctrl-C does, but in the main thread alone: no other one may handle signals."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -329,7 +328,7 @@ def _print_new(log: Path, printed: int, on_output: Callable[[str], None]) -> int
 
 
 def _publish(folder: RunFolder, summary: dict[str, Any], story: Story) -> None:
-    """Put scores, report and summary at the top of the run folder; on a full disk as much of it as there is room for."""
+    """Put scores, report and summary at the top of the run folder; on a full disk, as much as there is room for."""
     artifacts = summary["artifacts"]
     try:
         if "scores" in artifacts:

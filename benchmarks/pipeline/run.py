@@ -1,0 +1,131 @@
+"""What KFP's wrappers cost: the pipeline through `mlflywheel run`, against the same steps in one plain script.
+
+    python -m benchmarks.pipeline.run                    a sample of 30,000 campaigns
+    python -m benchmarks.pipeline.run --campaigns 300    to see that it works
+
+Both sides run the same functions on the same data with one thread. The plain script imports everything once and hands
+tables over in memory; the pipeline starts a process for each step and goes through Parquet. Wall-clock seconds of each
+step and of the whole, in one run, one after the other.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+LONG_STEP_SECONDS = 30.0
+GOAL = 1.1
+
+
+def run_plain(data: str) -> None:
+    """Run the steps in this process, and print the seconds of each as JSON."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    from mlflywheel.data.ingestion import ingest
+    from mlflywheel.data.splitting import split
+    from mlflywheel.data.validation import read_suite, validate
+    from mlflywheel.decisions.gates import read_gates
+    from mlflywheel.evaluation import evaluate
+    from mlflywheel.models.topic_fingerprints import TopicFingerprints
+    from mlflywheel.pipelines.catalog import find_pipeline
+    from mlflywheel.scoring import score, write_scores
+
+    folder = find_pipeline("ad-campaigns").folder
+    with timed("ingestion"):
+        rows = ingest(data, TopicFingerprints.columns, {}).table
+    with timed("preparation"):
+        table = TopicFingerprints.prepare(rows, TopicFingerprints.Config())
+    with timed("validation"):
+        suite = read_suite((folder / "expectations.json").read_text(encoding="utf-8"), "expectations.json")
+        validate(rows, table, suite).raise_for_errors()
+    with timed("splitting"):
+        parts = split(table, "random", 0.2, 0)
+    with timed("training"):
+        model = TopicFingerprints.fit(parts.train, TopicFingerprints.Params())
+    with timed("evaluation"):
+        evaluate(model, parts.holdout, read_gates((folder / "gates.yaml").read_text(encoding="utf-8")))
+    with timed("extension"):
+        model = model.extend(parts.holdout)
+    with timed("scoring"), tempfile.TemporaryDirectory() as scratch:
+        model.save(Path(scratch) / "model")
+        write_scores(score(model, table, "plain"), Path(scratch) / "scores.parquet")
+    seconds["all"] = time.perf_counter() - started
+    print(json.dumps(seconds))
+
+
+def run_both(campaigns: int, out: Path) -> None:
+    """Run both sides, print the comparison and write it."""
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")}
+    with tempfile.TemporaryDirectory() as scratch:
+        from mlflywheel.samples.ad_campaigns import write_sample
+
+        data = str(write_sample(Path(scratch) / "terms.parquet", campaigns=campaigns))
+        call: Callable[[list[str]], Any] = lambda command: json.loads(  # noqa: E731
+            subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, cwd=scratch).stdout
+        )
+        plain = call([sys.executable, str(Path(__file__).resolve()), "--plain", data])
+        started = time.perf_counter()
+        summary = call([sys.executable, "-m", "mlflywheel", "run", "ad-campaigns", "--data", data, "--json", "--quiet"])
+        whole = time.perf_counter() - started
+    steps = {**summary["seconds"], "all": whole}
+    rows = [
+        {
+            "step": name,
+            "plain_seconds": plain[name],
+            "pipeline_seconds": steps[name],
+            "ratio": steps[name] / plain[name],
+        }
+        for name in plain
+    ]
+    result = {
+        "measured": datetime.now(UTC).date().isoformat(),
+        "command": f"python -m benchmarks.pipeline.run --campaigns {campaigns}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, one thread",
+        "versions": {name: version(name) for name in ("mlflywheel", "kfp", "great-expectations", "gensim", "pyarrow")},
+        "campaigns": campaigns,
+        "rows": rows,
+    }
+    print(f"{'step':<14}{'plain s':>10}{'pipeline s':>12}{'ratio':>8}")
+    for row in rows:
+        long = row["plain_seconds"] > LONG_STEP_SECONDS
+        goal = "" if not long else f"   goal {GOAL} {'met' if row['ratio'] <= GOAL else 'not met'}"
+        print(
+            f"{row['step']:<14}{row['plain_seconds']:>10.1f}{row['pipeline_seconds']:>12.1f}{row['ratio']:>8.2f}{goal}"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--campaigns", type=int, default=30_000, help="size of the sample")
+    parser.add_argument("--out", type=Path, default=FOLDER / "results" / "pipeline.json", help="where the JSON goes")
+    parser.add_argument("--plain", metavar="DATA", help="run the plain side only, on this table")
+    options = parser.parse_args()
+    if options.plain:
+        run_plain(options.plain)
+    else:
+        run_both(options.campaigns, options.out)
+
+
+if __name__ == "__main__":
+    main()
