@@ -78,7 +78,7 @@ def step(name: str) -> Iterator[Step]:
         _fail(emit, error, started)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
-            _fail(emit, disk_error(error), started)
+            _fail(emit, disk_error(str(error.filename or "the run folder")), started)
         emit({"event": "failed", "error": describe_defect(name, error), "seconds": time.monotonic() - started})
         raise
     emit({"event": "finished", "seconds": time.monotonic() - started})
@@ -94,9 +94,8 @@ def _fail(emit: Callable[[dict[str, Any]], None], error: MlflywheelError, starte
 _DISK_ERRNOS = (28, 122)
 
 
-def disk_error(error: OSError) -> DataError:
-    """Turn "no space left on device" into an error that says where, and what to do."""
-    where = str(error.filename or "the run folder")
+def disk_error(where: str) -> DataError:
+    """Return the error for a disk that is full."""
     return DataError(
         where,
         "no space is left on the device",

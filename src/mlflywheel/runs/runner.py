@@ -25,7 +25,7 @@ from mlflywheel.errors import (
     UsageError,
     error_from_dict,
 )
-from mlflywheel.events import EVENTS_VARIABLE
+from mlflywheel.events import EVENTS_VARIABLE, disk_error
 from mlflywheel.models.contract import Evaluation
 from mlflywheel.reports import Report, render_report
 from mlflywheel.runs.folder import RunFolder, Story, compose_summary, new_run_id, write_json
@@ -237,7 +237,7 @@ def _explain(folder: RunFolder, story: Story) -> MlflywheelError:
     if story.error is not None and not story.error.get("defect"):
         return error_from_dict(story.error)
     if _disk_is_full(folder):
-        return _disk_error(folder)
+        return disk_error(str(folder.path))
     if story.error is not None:
         return error_from_dict(story.error)
     running = [step["name"] for step in story.steps if step["status"] == "running"]
@@ -255,18 +255,9 @@ def _disk_is_full(folder: RunFolder) -> bool:
     return b"No space left on device" in tail
 
 
-def _disk_error(folder: RunFolder) -> DataError:
-    return DataError(
-        str(folder.path),
-        "no space is left on the device",
-        "a run writes its artifacts there",
-        "free space, or choose another folder with --runs",
-    )
-
-
 def _explain_os_error(failure: OSError, folder: RunFolder) -> MlflywheelError:
     if _disk_is_full(folder):
-        return _disk_error(folder)
+        return disk_error(str(folder.path))
     return DataError(
         str(failure.filename or folder.path),
         f"{failure.strerror or failure}",
