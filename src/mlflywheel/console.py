@@ -1,7 +1,11 @@
 """What the command line draws: progress while a run works, and its result."""
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -118,12 +122,17 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     if model:
         console.print()
         console.print("Next:", style="bold")
-        console.print(f"  mlflywheel models show {model['name']}@{model['version']}", highlight=False, soft_wrap=True)
-        console.print(
-            f"  mlflywheel score {model['name']}@{model['version']} --data FILE --output scores.parquet",
-            highlight=False,
-            soft_wrap=True,
-        )
+        reference = f"{model['name']}@{model['version']}"
+        for arguments in (f"models show {reference}", f"score {reference} --data FILE --output scores.parquet"):
+            console.print(f"  {name_command()} {arguments}", highlight=False, soft_wrap=True)
+
+
+def name_command() -> str:
+    """Return what to type for this program: its name where the shell finds it, else the path that was typed."""
+    if shutil.which("mlflywheel"):
+        return "mlflywheel"
+    typed = Path(sys.argv[0])
+    return os.path.relpath(typed) if typed.name == "mlflywheel" else "python -m mlflywheel"
 
 
 def print_error(console: Console, message: str) -> None:

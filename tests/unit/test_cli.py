@@ -239,3 +239,20 @@ def test_a_run_shows_itself_in_a_notebook() -> None:
     assert "<i>" not in page
     with pytest.raises(UsageError):
         Run(summary).raise_for_status()
+
+
+def test_next_commands_can_be_typed_where_the_program_is_not_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlflywheel.console import name_command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv" / "bin" / "mlflywheel")])
+    assert name_command() == ".venv/bin/mlflywheel"
+    monkeypatch.setattr(sys, "argv", ["__main__.py"])
+    assert name_command() == "python -m mlflywheel"
+    program = tmp_path / "mlflywheel"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert name_command() == "mlflywheel"
