@@ -8,7 +8,7 @@ it, on a cluster, the same events are plain log lines on standard error.
     {"time": 1764.2, "step": "training", "event": "started"}
     {"time": 1765.0, "step": "training", "event": "progress", "phase": "rotation", "done": 3, "total": 20}
     {"time": 1766.1, "step": "training", "event": "recorded", "facts": {"metrics": {"terms": 812}}}
-    {"time": 1766.2, "step": "training", "event": "finished", "seconds": 2.0}
+    {"time": 1766.2, "step": "training", "event": "finished", "seconds": 2.0, "cpu_seconds": 1.9}
     {"time": 1766.2, "step": "training", "event": "failed", "error": {...}, "seconds": 2.0}
 """
 
@@ -70,7 +70,7 @@ def step(name: str) -> Iterator[Step]:
         name: The step's name, as it stands in `summary.json` under `seconds`.
     """
     emit = _emitter(name)
-    started = time.monotonic()
+    started, started_cpu = time.monotonic(), time.process_time()
     emit({"event": "started"})
     try:
         yield Step(name, emit)
@@ -81,7 +81,13 @@ def step(name: str) -> Iterator[Step]:
             _fail(emit, disk_error(str(error.filename or "the run folder")), started)
         emit({"event": "failed", "error": describe_defect(name, error), "seconds": time.monotonic() - started})
         raise
-    emit({"event": "finished", "seconds": time.monotonic() - started})
+    emit(
+        {
+            "event": "finished",
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - started_cpu,
+        }
+    )
 
 
 def _fail(emit: Callable[[dict[str, Any]], None], error: MlflywheelError, started: float) -> None:
