@@ -114,12 +114,12 @@ def test_a_quick_run_writes_results_that_can_be_drawn(tmp_path: Path) -> None:
     assert {"id": "text/onet", "reason": "no O*NET terms in the data folder"} in results["skipped"]
     assert all(row["peer_over_ours"]["min"] > 0 for row in results["ratios"])
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{START}old\n{END}after\n", encoding="utf-8")
+    page.write_text(f"before\n{START}stale text\n{END}after\n", encoding="utf-8")
     assert chart.main(["--results", str(out), "--images", str(tmp_path), "--page", str(page)]) == 0
     written = page.read_text(encoding="utf-8")
     assert written.startswith("before\n")
     assert written.endswith("after\n")
-    assert "old" not in written
+    assert "stale text" not in written
     assert "| read_bags and learn_vocabulary, words |" in written
     assert (tmp_path / "benchmarks-speed.svg").read_text(encoding="utf-8").startswith("<?xml")
 
