@@ -25,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results" / "pipeline.json"
 LONG_STEP_SECONDS = 30.0
 GOAL = 1.1
+_TABLE_START = "<!-- pipeline: written by benchmarks.pipeline.run -->"
+_TABLE_END = "<!-- end of pipeline -->"
 
 
 def run_plain(data: str) -> None:
@@ -87,8 +90,8 @@ def read_steps(run: Path) -> dict[str, float]:
     return {event["step"]: event["cpu_seconds"] for event in events if event["event"] == "finished"}
 
 
-def run_both(campaigns: int, out: Path) -> None:
-    """Run both sides, print the comparison and write it."""
+def run_both(campaigns: int, out: Path) -> dict[str, Any]:
+    """Run both sides, print the comparison, write it and return it."""
     with tempfile.TemporaryDirectory() as scratch:
         from mlflywheel.samples.ad_campaigns import write_sample
 
@@ -118,26 +121,51 @@ def run_both(campaigns: int, out: Path) -> None:
     }
     print(f"{'step':<14}{'plain CPU-s':>14}{'pipeline CPU-s':>16}{'ratio':>8}")
     for row in rows:
-        long = row["plain_cpu_seconds"] > LONG_STEP_SECONDS and row["step"] != "all"
-        goal = "" if not long else f"   goal {GOAL} {'met' if row['ratio'] <= GOAL else 'not met'}"
-        print(
-            f"{row['step']:<14}{row['plain_cpu_seconds']:>14.1f}{row['pipeline_cpu_seconds']:>16.1f}{row['ratio']:>8.2f}{goal}"
-        )
+        times = f"{row['plain_cpu_seconds']:>14.1f}{row['pipeline_cpu_seconds']:>16.1f}{row['ratio']:>8.2f}"
+        print(f"{row['step']:<14}{times}   {describe_goal(row)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def write_table(result: dict[str, Any], page: Path) -> None:
+    """Put the comparison as a table between the markers of a page."""
+    lines = [
+        f"`{result['command']}`, {result['machine']}, {result['measured']}.",
+        "",
+        "| step | plain script, CPU-s | pipeline, CPU-s | ratio | |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        name = "all, with imports" if row["step"] == "all" else row["step"]
+        numbers = f"{row['plain_cpu_seconds']:.1f} | {row['pipeline_cpu_seconds']:.1f} | {row['ratio']:.2f}"
+        lines.append(f"| {name} | {numbers} | {describe_goal(row)} |")
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(_TABLE_START)
+    _, after = rest.split(_TABLE_END)
+    page.write_text("\n".join([before + _TABLE_START, *lines, _TABLE_END + after]), encoding="utf-8")
+
+
+def describe_goal(row: dict[str, Any]) -> str:
+    """Return whether a step meets the goal, empty for one that is too short to be judged."""
+    if row["plain_cpu_seconds"] <= LONG_STEP_SECONDS or row["step"] == "all":
+        return ""
+    return f"goal {GOAL} {'met' if row['ratio'] <= GOAL else 'not met'}"
 
 
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--campaigns", type=int, default=80_000, help="size of the sample")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results" / "pipeline.json", help="where the JSON goes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
     parser.add_argument("--plain", metavar="DATA", help="run the plain side only, on this table")
     options = parser.parse_args()
     if options.plain:
         run_plain(options.plain)
     else:
-        run_both(options.campaigns, options.out)
+        result = run_both(options.campaigns, options.out)
+        if options.out == RESULTS:
+            write_table(result, FOLDER.parent / "README.md")
 
 
 if __name__ == "__main__":
