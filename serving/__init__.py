@@ -1,1 +1,1 @@
-"""What runs inside containers: the definition of the component image, and the KServe predictor."""
+"""What runs inside containers: the definition of the component image."""

@@ -153,12 +153,23 @@ class Topics(Protocol):
     """What both algorithms offer. Matrices are CSR over the vocabulary; see `RotatedLsa` for shapes and meanings."""
 
     @property
-    def num_topics(self) -> int: ...  # noqa: D102
-    def transform(self, counts: sp.csr_matrix) -> np.ndarray: ...  # noqa: D102
-    def topic_term(self) -> np.ndarray: ...  # noqa: D102
-    def term_topic(self) -> np.ndarray: ...  # noqa: D102
-    def attribute(self, counts_row: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...  # noqa: D102
-    def write(self, folder: Path) -> None: ...  # noqa: D102
+    def num_topics(self) -> int:
+        """Number of topics."""
+
+    def transform(self, counts: sp.csr_matrix) -> np.ndarray:
+        """Return fingerprints."""
+
+    def topic_term(self) -> np.ndarray:
+        """Return p(term | topic)."""
+
+    def term_topic(self) -> np.ndarray:
+        """Return p(topic | term)."""
+
+    def attribute(self, counts_row: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Attribute one fingerprint to its terms."""
+
+    def write(self, folder: Path) -> None:
+        """Write data files."""
 
 
 class TopicFingerprints(Model):
