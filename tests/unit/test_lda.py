@@ -415,3 +415,10 @@ def test_a_kernel_without_a_place_for_its_cache_is_compiled_all_the_same():
     code = _exp_digamma.__code__.replace(co_filename=str(Path("no such folder") / "kernel.py"))
     kernel = compile_kernel(FunctionType(code, _exp_digamma.__globals__))
     assert kernel(3.0) == pytest.approx(math.exp(digamma(3.0)), rel=1e-9)
+
+
+def test_a_result_that_is_not_a_number_is_refused_by_the_gensim_engine(fitted):
+    broken = with_engine(fitted, "gensim")
+    broken._expected = np.full_like(broken._expected, np.nan)
+    with pytest.raises(ModelError, match="not a number"):
+        broken.transform(mixed_rows(120))
