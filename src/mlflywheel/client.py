@@ -17,7 +17,7 @@ from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline, find_pipeline
 from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, parse_reference
 from mlflywheel.runs.folder import DEFAULT_RUNS
-from mlflywheel.runs.runner import EventCallback, read_name, run_pipeline
+from mlflywheel.runs.runner import EventCallback, read_name, read_parameters, run_pipeline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,6 +155,8 @@ class Client:
             name, compiled = found.name, found.compiled
             if data is None and "data" not in values:
                 data = self.sample_once(found.name)
+        # Compiled defaults are those of a cluster.
+        if "registry" in read_parameters(compiled):
             values.setdefault("registry", self._registry_argument())
         if data is not None:
             values["data"] = _absolute(data)

@@ -9,6 +9,7 @@ import pytest
 from command_line import Finished, run
 
 from mlflywheel import Client
+from mlflywheel.pipelines.catalog import find_pipeline
 from mlflywheel.registry import EmbeddedRegistry
 
 # Loose where a small sample cannot reach what a real catalogue can.
@@ -84,10 +85,15 @@ def test_report_is_self_contained_and_names_the_version(succeeded: Finished) -> 
     assert 'href="http' not in succeeded.report
 
 
-def test_a_second_run_of_the_same_data_gives_the_same_model(succeeded: Finished, sample: Path) -> None:
+def test_a_second_run_of_the_same_data_by_the_path_of_the_yaml_gives_the_same_model(
+    succeeded: Finished, sample: Path
+) -> None:
     runs = succeeded.folder / "runs"
     again = Client(runs).run(
-        "ad-campaigns", sample, params={"num_topics": 12}, arguments={"gates": GATES % "-1", "split_seed": 3}
+        find_pipeline("ad-campaigns").compiled,
+        sample,
+        params={"num_topics": 12},
+        arguments={"gates": GATES % "-1", "split_seed": 3},
     )
     first, second = (EmbeddedRegistry(runs / "registry.sqlite").get("ad-campaigns", number) for number in "12")
     assert again.raise_for_status().model == "ad-campaigns@2"
