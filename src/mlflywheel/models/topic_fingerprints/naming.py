@@ -29,8 +29,8 @@ class Topic:
 def rank_terms(topic_term: np.ndarray, term_topic: np.ndarray, count: int = _TERMS_KEPT) -> np.ndarray:
     """Rank the terms of each topic by p(term | topic) times p(topic | term) squared.
 
-    Ranking by the first factor alone shows terms that every topic has. On O*NET terms, the ten first of a topic have
-    npmi .22 and diversity .40 so; .50 and .81 with the second factor, and .56 and .95 with its square.
+    Ranking by the first factor alone shows terms that every topic has. The square made top terms more distinct and more
+    coherent than the plain product, in the trials that it was chosen by.
 
     Args:
         topic_term: p(term | topic), (topics, terms).

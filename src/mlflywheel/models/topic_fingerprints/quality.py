@@ -295,9 +295,9 @@ def measure_exposure(
 def find_unclear(fingerprints: ArrayLike, threshold: float = 0.1) -> NDArray[np.bool_]:
     """Return which rows have no clear topic: their largest share is below a threshold.
 
-    With 50 topics an even fingerprint has shares of 0.02; the default is five times that. On O*NET terms a quarter of
-    unseen campaigns stays below it with rotated LSA, and 85 % below 0.2: linear fingerprints are flatter than those of
-    LDA. The mean of the result is `no_clear_topic_share`.
+    With 50 topics an even fingerprint has shares of 0.02; the default is five times that. Linear fingerprints are
+    flatter than those of LDA, so a limit that suits one refuses the other. The mean of the result is
+    `no_clear_topic_share`.
 
     Args:
         fingerprints: Shape (rows, topics), at least one topic, shares from 0 to 1.

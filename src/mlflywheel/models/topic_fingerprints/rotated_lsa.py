@@ -5,8 +5,8 @@
    the heaviest terms, with signs flipped to positive skew. Rotation of a sparse factor model recovers its topics: Rohe
    and Zeng, "Vintage factor analysis with varimax performs statistical inference", JRSS B 2023, arXiv:2004.05387.
 3. W = the positive part of Z L, rows summing to 1; lambda = W' Z; Q = p(topic | term), lambda with columns normalised.
-   One refinement (`refinements=1`) repeats this from W = the part of Z Q above the corpus mean: it raised neighbour
-   purity on four of five real corpora (benchmarks/fingerprints).
+   One refinement (`refinements=1`) repeats this from W = the part of Z Q above the corpus mean. It raised neighbour
+   purity on O*NET terms and lowered it on farm advertisements (benchmarks/fingerprints; docs/adr/0004).
 4. The fingerprint of a campaign is the TF-IDF-weighted mean of its terms' rows of Q. It is non-negative, sums to 1, is
    one sparse product, and every share is a sum of one contribution for each term.
 """
