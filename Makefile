@@ -61,7 +61,7 @@ compile: setup ## Write every pipeline.yaml from its pipeline.py
 
 lock: setup ## Resolve requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml --all-extras --group dev --group benchmarks -o requirements/dev.txt
-	$(LOCK) pyproject.toml --extra pipelines --extra cluster --extra fast --extra s3 -c requirements/dev.txt \
+	$(LOCK) pyproject.toml --extra pipelines --extra tuning --extra cluster --extra fast --extra s3 -c requirements/dev.txt \
 		-o requirements/components.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 

@@ -8,6 +8,7 @@
     ├── ModelError             1   a model cannot be fitted, saved or loaded
     │   └── ModelFilesError    1   a model folder is incomplete, changed or not a model
     ├── RegistryError          1   the model registry refused, or contradicts the request
+    ├── TuningError            1   a search for parameters failed, or found no best trial
     ├── RunError               1   a pipeline step failed, or the run was interrupted
     └── GateRefusedError       3   a gate said no: the model is measured, and not good enough
 
@@ -95,6 +96,10 @@ class ModelFilesError(ModelError):
 
 class RegistryError(MlflywheelError):
     """The model registry refused, or what it holds contradicts the request."""
+
+
+class TuningError(MlflywheelError):
+    """A search for parameters failed, or ended without a best trial."""
 
 
 class RunError(MlflywheelError):

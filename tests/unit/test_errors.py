@@ -15,6 +15,7 @@ from mlflywheel.errors import (
     ModelFilesError,
     RegistryError,
     RunError,
+    TuningError,
     UsageError,
     error_from_dict,
 )
@@ -28,6 +29,7 @@ EXIT_CODES = {
     ModelError: 1,
     ModelFilesError: 1,
     RegistryError: 1,
+    TuningError: 1,
     RunError: 1,
     GateRefusedError: 3,
 }
