@@ -95,6 +95,8 @@ def test_all_metrics_are_there(evaluation: Evaluation) -> None:
         "no_clear_topic_share",
         "no_known_term_share",
         "mean_neighbour_similarity",
+        "hidden_keyword_recall_at_10",
+        "reference_hidden_keyword_recall_at_10",
         "neighbour_occurrence_skewness",
     }
     assert look_up(evaluation, "coherence_c_npmi").value > 0.1

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from operator import attrgetter
@@ -77,13 +78,14 @@ class Section:
     """One part of a report: data with a kind, which `mlflywheel.reports` knows how to draw.
 
     Args:
-        kind: `table`, `scatter`, `bars`, `cards` or `text`; the shape of `data` is documented in `mlflywheel.reports`.
+        kind: `table`, `scatter`, `bars`, `cards`, `lines`, `parallel` or `text`; the shape of `data` is documented in
+            `mlflywheel.reports`.
         title: Heading.
         text: One or two sentences under it that say what is seen and how to read it.
         data: JSON values.
     """
 
-    kind: Literal["table", "scatter", "bars", "cards", "text"]
+    kind: Literal["table", "scatter", "bars", "cards", "lines", "parallel", "text"]
     title: str
     text: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -219,6 +221,23 @@ class Model(ABC):
     def evaluate(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Evaluation:
         """Measure the model on prepared rows that it was not fitted on."""
 
+    def measure(
+        self, table: pa.Table, metrics: Collection[str], progress: ProgressCallback = ignore_progress
+    ) -> tuple[Measurement, ...]:
+        """Measure some overall metrics of `evaluate` alone: a search for parameters asks for few, again and again.
+
+        A model overrides this where it can spare work; the values are those of `evaluate`.
+
+        Args:
+            table: Prepared rows that the model was not fitted on.
+            metrics: Names of metrics.
+            progress: Progress callback.
+
+        Raises:
+            UsageError: The model has no metric of such a name.
+        """
+        return choose_measurements(self.evaluate(table, progress).measurements, metrics)
+
     @abstractmethod
     def explain(self, table: pa.Table) -> pa.Table:
         """Attribute each prediction to its inputs, in contributions that add up to it."""
@@ -320,6 +339,25 @@ class Model(ABC):
                 f"files as {cls.__name__} {cls.format_version} writes them are needed",
                 "load it with the library version that wrote it",
             ) from error
+
+
+def choose_measurements(measurements: Iterable[Measurement], metrics: Collection[str]) -> tuple[Measurement, ...]:
+    """Return the overall measurements of the named metrics, in the order of the names.
+
+    Raises:
+        UsageError: There is none of such a name.
+    """
+    overall = {found.metric: found for found in measurements if found.slice == "all"}
+    for name in metrics:
+        if name not in overall:
+            near = get_close_matches(name, overall, n=1)
+            raise UsageError(
+                f"metric {name}",
+                "not measured by this model",
+                f"it measures {', '.join(sorted(overall))}",
+                f"write {near[0]}" if near else "choose one of these",
+            )
+    return tuple(overall[name] for name in metrics)
 
 
 def verify_model_folder(folder: Path) -> dict[str, Any]:

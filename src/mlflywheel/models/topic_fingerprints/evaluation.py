@@ -1,6 +1,6 @@
 """Measuring topic fingerprints on held-out campaigns, beside the plain references that they must be worth more than."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Evaluation, Measurement
+from mlflywheel.models.contract import Evaluation, Measurement, choose_measurements
 from mlflywheel.models.topic_fingerprints.lda import Lda
 from mlflywheel.models.topic_fingerprints.naming import rank_terms
 from mlflywheel.models.topic_fingerprints.quality import (
@@ -21,6 +21,7 @@ from mlflywheel.models.topic_fingerprints.quality import (
     measure_purity,
     measure_stability,
 )
+from mlflywheel.models.topic_fingerprints.recovery import measure_recovery
 from mlflywheel.models.topic_fingerprints.references import ReferenceNeighbours, find_reference_neighbours
 from mlflywheel.models.topic_fingerprints.text import (
     TextOptions,
@@ -38,6 +39,7 @@ TRUTH = "vertical"
 SLICED_BY = ("vertical", "advertiser_tier", "locale")
 EXPOSED = ("advertiser_tier", "locale")
 PURITY = "neighbour_purity_at_10"
+RECOVERY = "hidden_keyword_recall_at_10"
 _AT = 10
 _THIN_TERMS = 10
 _TOP_TERMS = 10
@@ -86,6 +88,22 @@ def evaluate_fingerprints(
     sections = build_sections(model, scored.table, scored.fingerprints, measurements, stable)
     progress("measuring", steps, steps)
     return Evaluation(tuple(measurements), sections)
+
+
+def measure_fingerprints(
+    model: "TopicFingerprints", table: pa.Table, metrics: Collection[str], progress: ProgressCallback = ignore_progress
+) -> tuple[Measurement, ...]:
+    """Measure some overall metrics: without slices, and without refits and references unless they are asked for."""
+    scored = _score(model, table)
+    values, shares = _value_campaigns(model, scored, [])
+    note = _note_truth(values[PURITY])
+    found = [_measurement(name, _estimate(name, value), note=note) for name, value in values.items()]
+    found += [_measurement(name, _estimate(name, value)) for name, value in shares.items()]
+    if not set(metrics) <= {measurement.metric for measurement in found}:
+        found += _measure_topics(model, scored)
+    if not set(metrics) <= {measurement.metric for measurement in found}:
+        return choose_measurements(evaluate_fingerprints(model, table, progress).measurements, metrics)
+    return choose_measurements(found, metrics)
 
 
 def _score(model: "TopicFingerprints", table: pa.Table) -> _Scored:
@@ -148,32 +166,46 @@ def _measure_campaigns(
     model: "TopicFingerprints", scored: _Scored, references: list[ReferenceNeighbours]
 ) -> list[Measurement]:
     """Per-campaign values, overall and by slice."""
-    labels = _column(scored.table, TRUTH)
-    known_labels = [label for label, kept in zip(_column(model.catalogue, TRUTH), model.known, strict=True) if kept]
-    purity = _purity(scored.neighbours, labels, known_labels)
-    values: dict[str, np.ndarray] = {PURITY: purity}
-    for reference in references:
-        values[f"reference_{reference.prefix}{PURITY}"] = _purity(
-            reference.positions, labels, _column(model.catalogue, TRUTH)
-        )
-    no_truth = "" if np.isfinite(purity).any() else f"no {TRUTH} to compare with"
-    shares = {
-        "out_of_vocabulary_share": scored.unknown_share,
-        "no_clear_topic_share": np.where(scored.known, find_unclear(scored.fingerprints, clear_share(model)), np.nan),
-        "no_known_term_share": (~scored.known).astype(float),
-        "mean_neighbour_similarity": _row_means(scored.similarity),
-    }
+    values, shares = _value_campaigns(model, scored, references)
+    purity = values[PURITY]
+    no_truth = _note_truth(purity)
     measurements = []
     for rows, name in _slices(scored.table):
         for metric, value in {**values, **shares}.items():
             note = no_truth if metric in values else ""
             measurements.append(_measurement(metric, _estimate(metric, value[rows]), name, note))
-    main = values[f"reference_{PURITY}"]
-    gain = estimate_difference(purity, main)
+    gain = estimate_difference(purity, values[f"reference_{PURITY}"])
     measurements.append(_measurement("neighbour_purity_gain", gain, note=no_truth or "over the reference, paired"))
-    hubness = _hubness(scored.neighbours, len(known_labels))
-    measurements.append(Measurement("neighbour_occurrence_skewness", hubness, count=len(known_labels)))
+    indexed = int(np.count_nonzero(model.known))
+    hubness = _hubness(scored.neighbours, indexed)
+    measurements.append(Measurement("neighbour_occurrence_skewness", hubness, count=indexed))
     return measurements
+
+
+def _value_campaigns(
+    model: "TopicFingerprints", scored: _Scored, references: list[ReferenceNeighbours]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return what each campaign's neighbours and fingerprint are worth, by metric: against the truth, and without."""
+    labels = _column(scored.table, TRUTH)
+    catalogue = _column(model.catalogue, TRUTH)
+    known = [label for label, kept in zip(catalogue, model.known, strict=True) if kept]
+    values = {PURITY: _purity(scored.neighbours, labels, known)}
+    for reference in references:
+        values[f"reference_{reference.prefix}{PURITY}"] = _purity(reference.positions, labels, catalogue)
+    recovery, popular = measure_recovery(model, scored.table)
+    shares = {
+        RECOVERY: recovery,
+        f"reference_{RECOVERY}": popular,
+        "out_of_vocabulary_share": scored.unknown_share,
+        "no_clear_topic_share": np.where(scored.known, find_unclear(scored.fingerprints, clear_share(model)), np.nan),
+        "no_known_term_share": (~scored.known).astype(float),
+        "mean_neighbour_similarity": _row_means(scored.similarity),
+    }
+    return values, shares
+
+
+def _note_truth(purity: np.ndarray) -> str:
+    return "" if np.isfinite(purity).any() else f"no {TRUTH} to compare with"
 
 
 def clear_share(model: "TopicFingerprints") -> float:

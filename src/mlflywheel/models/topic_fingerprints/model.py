@@ -1,7 +1,7 @@
 """`TopicFingerprints`: campaigns in, fingerprints, similar campaigns and recommended keywords out."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import (
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Column, Evaluation, Model, Settings
+from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, Settings
 from mlflywheel.models.topic_fingerprints.lda import Lda, LdaParams
 from mlflywheel.models.topic_fingerprints.naming import Topic, name_topics
 from mlflywheel.models.topic_fingerprints.neighbours import (
@@ -35,7 +35,7 @@ from mlflywheel.models.topic_fingerprints.neighbours import (
     embed_hellinger,
 )
 from mlflywheel.models.topic_fingerprints.preparation import COLUMNS, PrepareConfig, prepare_campaigns
-from mlflywheel.models.topic_fingerprints.recommendation import KeywordCatalogue, recommend
+from mlflywheel.models.topic_fingerprints.recommendation import KeywordCatalogue, Recommendation, recommend
 from mlflywheel.models.topic_fingerprints.rotated_lsa import RotatedLsa, RotatedLsaParams
 from mlflywheel.models.topic_fingerprints.text import (
     Bags,
@@ -320,19 +320,32 @@ class TopicFingerprints(Model):
             }
         )
 
-    def _list_recommended(self, bags: Bags, found: Neighbours, fingerprints: np.ndarray) -> pa.Array:
-        if not self.params.recommendations:
-            return pa.array([[]] * len(fingerprints), _RECOMMENDED)
+    def recommend(
+        self, bags: Bags, found: Neighbours, fingerprints: np.ndarray, limit: int
+    ) -> list[list[Recommendation]]:
+        """Recommend keywords of campaigns' neighbours, the best first.
+
+        Args:
+            bags: The campaigns' own terms, which are not recommended.
+            found: Their neighbours.
+            fingerprints: Their fingerprints, float32 (campaigns, topics).
+            limit: Most keywords a campaign.
+        """
         terms = bags.terms.take(pa.array(bags.matrix.indices)).to_pylist()
-        recommended = recommend(
+        return recommend(
             self.keywords,
             [terms[start:end] for start, end in pairwise(bags.matrix.indptr)],
             # Where there are fewer neighbours the similarity is NaN, so whoever stands there has no say.
             np.maximum(found.positions, 0),
             found.similarity,
             fingerprints,
-            limit=self.params.recommendations,
+            limit=limit,
         )
+
+    def _list_recommended(self, bags: Bags, found: Neighbours, fingerprints: np.ndarray) -> pa.Array:
+        if not self.params.recommendations:
+            return pa.array([[]] * len(fingerprints), _RECOMMENDED)
+        recommended = self.recommend(bags, found, fingerprints, self.params.recommendations)
         return pa.array(
             [
                 [
@@ -374,6 +387,14 @@ class TopicFingerprints(Model):
         from mlflywheel.models.topic_fingerprints.evaluation import evaluate_fingerprints
 
         return evaluate_fingerprints(self, table, progress)
+
+    def measure(
+        self, table: pa.Table, metrics: Collection[str], progress: ProgressCallback = ignore_progress
+    ) -> tuple[Measurement, ...]:
+        """Measure some overall metrics; see `evaluation`."""
+        from mlflywheel.models.topic_fingerprints.evaluation import measure_fingerprints
+
+        return measure_fingerprints(self, table, metrics, progress)
 
     def explain(self, table: pa.Table) -> pa.Table:
         """Attribute every share of the fingerprints to the campaigns' terms.

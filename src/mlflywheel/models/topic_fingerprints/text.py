@@ -51,6 +51,7 @@ class TextOptions(Settings):
     bigrams: bool = Field(True, description="also count pairs of neighbouring words inside a term")
     fold_accents: bool = Field(True, description="count `café` and `cafe` as one word")
     minimum_campaigns: int = Field(2, ge=1, description="drop features that fewer campaigns use")
+    maximum_share: float = Field(1.0, gt=0, le=1, description="drop features that a larger share of campaigns uses")
 
 
 def encode_sorted(values: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -415,7 +416,7 @@ class Counts:
 
 
 def learn_vocabulary(bags: Bags, options: TextOptions) -> tuple[Vocabulary, Counts]:
-    """Count all features of the campaigns, and keep those that enough campaigns use.
+    """Count all features of the campaigns, and keep those that enough campaigns use, but not too many.
 
     Feature order is alphabetical, so the same campaigns in another order give the same vocabulary.
     """
@@ -427,6 +428,7 @@ def learn_vocabulary(bags: Bags, options: TextOptions) -> tuple[Vocabulary, Coun
     # A corpus of one campaign would otherwise have no vocabulary at all.
     campaigns = int(np.count_nonzero(np.diff(matrix.indptr)))
     kept = campaigns_per_feature >= min(options.minimum_campaigns, max(1, campaigns))
+    kept &= campaigns_per_feature <= options.maximum_share * campaigns
     vocabulary = Vocabulary(distinct.filter(pa.array(kept)))
     return vocabulary, count_features(bags, vocabulary, options, tokenized)
 
