@@ -10,7 +10,8 @@ named `reference_x`, or `reference_<method>_x`, is shown beside the metric `x`.
 JSON values, in one of these shapes; names marked `?` may be left out. Every string is data, never markup.
 
 `table`:
-    {"columns": [{"name": str, "kind": "text" | "number" | "share" | "interval" | "list"}],
+    {"columns": [{"name": str, "kind": "text" | "number" | "share" | "interval" | "list",
+                  "decimals"?: int}],           of a number column; otherwise as many as three digits need
      "rows": [[cell, ...]],                     one cell a column; None is shown as an en dash
      "sortable"?: bool}                         true unless said otherwise
     A cell is a string or number for `text` and `number`, a share between 0 and 1 for `share` (drawn as a bar, which
@@ -35,6 +36,27 @@ JSON values, in one of these shapes; names marked `?` may be left out. Every str
     A bar is {"label": str, "value": float | None, "low"?: float, "high"?: float, "count"?: int, "note"?: str,
     "accent"?: bool}. Bars start at 0. If any bar is accented, the others step back.
 
+`lines`, dots and lines over numbers:
+    {"series": [{"name": str, "points": [[x, y | None], ...],                     by rising x
+                 "style": "dots" | "steps" | "line",
+                 "mark"?: "dot" | "triangle" | "square" | "cross" | "diamond",     of dots; by their order otherwise
+                 "tone"?: "accent" | "quiet" | "warn" | "bad" | "best",            quiet for dots, accent for the others
+                 "labels"?: [str, ...]}],                                          one a point: head of its tooltip
+     "references"?: [{"value": float, "label": str}],                              dashed levels across the chart
+     "x_label"?: str, "y_label"?: str}
+    A dot without a value is a cross below the axis; in a line it is a gap. A few values far from all others do not
+    stretch the axis: their dots lie at its edge, with an arrow.
+
+`parallel`, parallel coordinates:
+    {"axes": [{"name": str, "kind": "number" | "category", "log"?: bool,
+               "low"?: float, "high"?: float,   numbers: what the axis includes beside the values
+               "values"?: [str, ...]}],         categories: their order from the top; others follow
+     "lines": [{"label": str, "values": [float | str | None, ...],                 one an axis
+                "score": float | None, "best"?: bool}],
+     "score_label"?: str, "lower_is_better"?: bool}
+    The score gets an axis of its own, the last. There are 2 to 12 axes with it. Lines are coloured by the rank of their
+    score, so that one extreme does not take the whole ramp; those without a score are dashed.
+
 `cards`:
     {"cards": [{"title": str, "subtitle"?: str, "chips"?: [str | {"text", "weight"?}, ...],
                 "blocks"?: [{"heading": str, "unit"?: "share",
@@ -45,7 +67,7 @@ JSON values, in one of these shapes; names marked `?` may be left out. Every str
 `text`:
     {"paragraphs": [str, ...]}                  or nothing: the section's own text is enough
 
-**Sizes.** 3,000 dots with labels of 40 characters make a page of about 0.5 MB.
+**Sizes.** 3,000 dots with labels of 40 characters make a page of about 0.5 MB; 300 lines over 7 axes add about 0.1 MB.
 """
 
 from mlflywheel.reports.page import Report, render_report

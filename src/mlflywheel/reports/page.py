@@ -202,7 +202,9 @@ def _draw_header(report: Report) -> Html:
     sizes = [f"{format_number(data[name])} {name}" for name in ("entities", "rows") if is_number(data.get(name))]
     if sizes:
         facts.append(("Data", ", ".join(sizes)))
-    facts.append(("Run time", format_seconds(_run_seconds(report))))
+    seconds = _run_seconds(report)
+    if seconds is not None:
+        facts.append(("Run time", format_seconds(seconds)))
     seed = _find_seed(summary.get("parameters") or {})
     if seed is not None:
         facts.append(("Seed", str(seed)))

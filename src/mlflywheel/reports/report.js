@@ -243,5 +243,109 @@
     }
   }
 
+  for (const chart of all(".chart")) {
+    const data = JSON.parse(chart.querySelector(".chart-data").textContent);
+    const wide = chart.classList.contains("parallel");
+    const spoken = make("p", { className: "unseen" });
+    spoken.setAttribute("role", "status");
+    chart.append(spoken);
+    const linesOf = (index) => {
+      if (!wide) {
+        const [series, x, value, label] = data.points[index];
+        return [label ?? `${data.x_label} ${x}`, `${data.series[series]}: ${value}`];
+      }
+      const [label, ...values] = data.lines[index];
+      const named = values.map((value, axis) => `${data.axes[axis]}: ${value}`);
+      return [label, named.at(-1), ...named.slice(0, -1)];
+    };
+    chart.querySelector(".sideways")?.addEventListener("scroll", hideTip, { passive: true });
+
+    for (const svg of all(".drawings svg", chart)) {
+      const found = svg.querySelector(".found");
+      const shape = (name, attributes) => {
+        const element = document.createElementNS(svg.namespaceURI, name);
+        for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+        return element;
+      };
+      const strands = all(".strands path", svg);
+      // Corners of every line, or the one place of every dot.
+      const pairs = (text) => (text.match(/-?[\d.]+ -?[\d.]+/g) || []).map((pair) => pair.split(" ").map(Number));
+      const places = wide ? strands.map((path) => pairs(path.getAttribute("d"))) : pairs(svg.dataset.places).map((place) => [place]);
+      if (!places.length) continue;
+      // Dots are stepped through from left to right, lines from the best down.
+      const order = places.map((_, index) => index);
+      wide ? order.reverse() : order.sort((a, b) => places[a][0][0] - places[b][0][0]);
+      let shown = -1;
+
+      const clear = () => {
+        shown = -1;
+        svg.classList.remove("lit");
+        found.replaceChildren();
+        hideTip();
+      };
+      const show = (index, x, y) => {
+        if (index !== shown) {
+          shown = index;
+          svg.classList.toggle("lit", wide);
+          if (wide) {
+            const d = strands[index].getAttribute("d");
+            found.replaceChildren(shape("path", { d }), shape("path", { d }));
+          } else {
+            const [cx, cy] = places[index][0];
+            found.replaceChildren(shape("circle", { cx, cy, r: 8 }));
+          }
+        }
+        showTip(linesOf(index), x, y);
+      };
+      const distance = (corners, x, y) => {
+        if (!wide) return Math.hypot(corners[0][0] - x, corners[0][1] - y);
+        let nearest = Infinity;
+        for (let i = 1; i < corners.length; i += 1) {
+          const [[x1, y1], [x2, y2]] = [corners[i - 1], corners[i]];
+          const along = Math.max(0, Math.min(1, ((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / ((x2 - x1) ** 2 + (y2 - y1) ** 2)));
+          nearest = Math.min(nearest, Math.hypot(x1 + along * (x2 - x1) - x, y1 + along * (y2 - y1) - y));
+        }
+        return nearest;
+      };
+      const point = (event) => {
+        const frame = svg.getBoundingClientRect();
+        const scale = svg.viewBox.baseVal.width / frame.width;
+        const [x, y] = [(event.clientX - frame.left) * scale, (event.clientY - frame.top) * scale];
+        let best = -1;
+        let nearest = (event.pointerType === "touch" ? 26 : 14) * scale;
+        // From the top of the drawing down, so that of equal ones the one that is seen wins.
+        for (let index = places.length - 1; index >= 0; index -= 1) {
+          const away = distance(places[index], x, y);
+          if (away < nearest) [nearest, best] = [away, index];
+        }
+        best < 0 ? clear() : show(best, event.clientX, event.clientY);
+      };
+      const showAt = (index) => {
+        const frame = svg.getBoundingClientRect();
+        const scale = frame.width / svg.viewBox.baseVal.width;
+        const [x, y] = places[index].at(-1);
+        show(index, Math.min(frame.left + x * scale, innerWidth - 40), frame.top + y * scale);
+        spoken.textContent = linesOf(index).join(", ");
+      };
+      svg.addEventListener("pointermove", point);
+      svg.addEventListener("pointerdown", point);
+      svg.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && clear());
+      svg.setAttribute("tabindex", "0");
+      svg.addEventListener("focus", () => svg.matches(":focus-visible") && showAt(order[0]));
+      svg.addEventListener("blur", clear);
+      svg.addEventListener("keydown", (event) => {
+        if (event.key === "Escape") return clear();
+        const last = order.length - 1;
+        const now = order.indexOf(shown);
+        const next = {
+          ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: last,
+        }[event.key];
+        if (next === undefined) return;
+        event.preventDefault();
+        showAt(order[Math.max(0, Math.min(last, next))]);
+      });
+    }
+  }
+
   addEventListener("beforeprint", () => all("details").forEach((details) => (details.open = true)));
 })();

@@ -5,7 +5,9 @@ from typing import Any
 
 from mlflywheel.models.contract import Section
 from mlflywheel.reports.formats import format_number, format_share, is_number, shared_decimals
+from mlflywheel.reports.lines import draw_lines
 from mlflywheel.reports.markup import Html, join, tag
+from mlflywheel.reports.parallel import draw_parallel
 from mlflywheel.reports.scatter import draw_map
 from mlflywheel.reports.tables import Scale, bar, chips, data_table, full_bar
 
@@ -21,6 +23,8 @@ def draw_section(section: Section) -> Html:
         "table": lambda: data_table(section.data, section.title),
         "bars": lambda: draw_bars(section.data, section.title),
         "cards": lambda: draw_cards(section.data),
+        "lines": lambda: draw_lines(section.data, section.title),
+        "parallel": lambda: draw_parallel(section.data, section.title),
         "text": lambda: draw_text(section.data),
     }
     try:

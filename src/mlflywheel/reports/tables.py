@@ -11,6 +11,7 @@ ROWS_SHOWN = 12
 """Rows of a collapsible table before "show all"; without scripts, and in print, every row is there."""
 
 ROWS_BEFORE_FILTER = 15
+_LONG_TEXT = 48
 KINDS = ("text", "number", "share", "interval", "list")
 
 
@@ -268,17 +269,28 @@ def data_table(data: Mapping[str, Any], caption: str) -> Html:
         if len(row) != len(columns):
             raise ValueError(f"row {index} has {len(row)} cells; {len(columns)} are needed")
     headings = [
-        Heading(str(c["name"]), "end" if c["kind"] in {"number", "share", "interval"} else "start", c["kind"] == "list")
-        for c in columns
+        Heading(
+            str(c["name"]),
+            "end" if c["kind"] in {"number", "share", "interval"} else "start",
+            c["kind"] == "list" or (c["kind"] == "text" and index > 0 and any(_is_long(row[index]) for row in rows)),
+        )
+        for index, c in enumerate(columns)
     ]
     columns_of_cells = [
-        _column_cells(column["kind"], [row[index] for row in rows]) for index, column in enumerate(columns)
+        _column_cells(column["kind"], [row[index] for row in rows], column.get("decimals"))
+        for index, column in enumerate(columns)
     ]
     filled = [[cells[index] for cells in columns_of_cells] for index in range(len(rows))]
     return table(caption, headings, filled, sortable=bool(data.get("sortable", True)), collapse=True)
 
 
-def _column_cells(kind: str, values: list[Any]) -> list[Cell]:
+def _is_long(value: Any) -> bool:
+    """Say whether a text cell, or the note under one, would be a tall block in a narrow column."""
+    texts = (value.get("value"), value.get("note")) if isinstance(value, Mapping) else (value,)
+    return any(isinstance(text, str) and len(text) > _LONG_TEXT for text in texts)
+
+
+def _column_cells(kind: str, values: list[Any], decimals: int | None = None) -> list[Cell]:
     if kind == "interval":
         numbers = [number for value in values for number in _interval_numbers(value)]
         scale, decimals = Scale.around(numbers), shared_decimals(numbers) or None
@@ -288,7 +300,7 @@ def _column_cells(kind: str, values: list[Any]) -> list[Cell]:
     bare = [value.get("value") if isinstance(value, Mapping) else value for value in values]
     notes = [str(value.get("note") or "") if isinstance(value, Mapping) else "" for value in values]
     if kind == "number":
-        decimals = shared_decimals(bare)
+        decimals = shared_decimals(bare) if decimals is None else int(decimals)
         cells = [number_cell(value, decimals) for value in bare]
     elif kind == "share":
         full = full_bar(bare)
