@@ -8,12 +8,15 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mlflywheel.errors import UsageError
+
 API_VERSION = "kubeflow.org/v1beta1"
 KIND = "Experiment"
 
 ParameterKind = Literal["int", "double", "discrete", "categorical"]
 Distribution = Literal["uniform", "logUniform", "normal", "logNormal"]
 Strategy = Literal["min", "max", "latest"]
+ResumePolicy = Literal["Never", "LongRunning", "FromVolume"]
 
 _METADATA_REFERENCE = re.compile(r"\$\{trialSpec\.(Name|Namespace|Kind|APIVersion|(Labels|Annotations)\[(.+)\])\}")
 
@@ -87,9 +90,8 @@ class Collector:
     """How metrics leave a trial.
 
     Args:
-        kind: Katib's `collector.kind`: `StdOut`, `File`, `TensorFlowEvent`, `PrometheusMetric`, `Custom`, `Push`
-            or `None`.
-        path: The metrics file or folder of File and TensorFlowEvent.
+        kind: Katib's `collector.kind`: `StdOut`, `File`, `TensorFlowEvent`, `PrometheusMetric`, `Custom` or `Push`.
+        path: The metrics file or folder of File, TensorFlowEvent and some Custom ones.
         format: `TEXT` or `JSON`, one object a line.
         filters: Regular expressions of two groups, name and value, in Go's syntax; empty for Katib's own.
     """
@@ -109,12 +111,16 @@ class TrialTemplate:
         parameters: Trial parameter name to its reference: a parameter of the search space, or `${trialSpec.…}`.
         spec: The resource that a trial creates, with `${trialParameters.…}` in it; None where a ConfigMap holds it.
         retain: Whether a finished trial's resource is kept.
+        success_condition: GJSON path that finds something in a trial's resource once it has succeeded.
+        failure_condition: The same for one that has failed.
     """
 
     primary_container: str
     parameters: Mapping[str, str]
     spec: Mapping[str, Any] | None
     retain: bool = False
+    success_condition: str = 'status.conditions.#(type=="Complete")#|#(status=="True")#'
+    failure_condition: str = 'status.conditions.#(type=="Failed")#|#(status=="True")#'
 
     def render(self, assignments: Mapping[str, str], trial: str, namespace: str = "default") -> dict[str, Any]:
         """Return a trial's resource: placeholders replaced, name and namespace set, as Katib's controller does it.
@@ -142,7 +148,7 @@ class TrialTemplate:
                 }[found[1]]
             text = text.replace(f"${{trialParameters.{name}}}", json.dumps(value)[1:-1])
         rendered: dict[str, Any] = json.loads(text)
-        rendered["metadata"] = {**rendered.get("metadata", {}), "name": trial, "namespace": namespace}
+        rendered["metadata"] = {**(rendered.get("metadata") or {}), "name": trial, "namespace": namespace}
         return rendered
 
     def container(self, rendered: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -170,6 +176,7 @@ class Experiment:
         early_stopping: How trials are stopped early, None for not at all.
         collector: How metrics leave a trial.
         document: The whole resource as it was written; this is what a cluster gets.
+        resume_policy: Whether Katib can take the search up again once it has ended.
     """
 
     name: str
@@ -184,6 +191,7 @@ class Experiment:
     early_stopping: EarlyStopping | None = None
     collector: Collector = field(default_factory=Collector)
     document: Mapping[str, Any] = field(default_factory=dict)
+    resume_policy: ResumePolicy = "Never"
 
     @property
     def spec_hash(self) -> str:
@@ -200,21 +208,37 @@ class Experiment:
 
         Args:
             variables: Name to value, or to a `valueFrom` mapping such as `{"secretKeyRef": {...}}`.
+
+        Raises:
+            UsageError: The template has no such container: it is no Job, or stands in a ConfigMap.
         """
         document = deepcopy(dict(self.document))
-        spec = document["spec"]["trialTemplate"]["trialSpec"]
-        for container in _pod_spec(spec).get("containers") or ():
-            if container.get("name") == self.template.primary_container:
-                kept = [entry for entry in container.get("env") or () if entry.get("name") not in variables]
-                added = [
-                    {"name": name, "value": value} if isinstance(value, str) else {"name": name, "valueFrom": value}
-                    for name, value in variables.items()
-                ]
-                container["env"] = [*kept, *added]
+        spec = document["spec"]["trialTemplate"].get("trialSpec") or {}
+        found = [
+            container
+            for container in _pod_spec(spec).get("containers") or ()
+            if container.get("name") == self.template.primary_container
+        ]
+        if not found:
+            raise UsageError(
+                f"{self.name}, spec.trialTemplate",
+                f"no Job with a container {self.template.primary_container}",
+                "trials get their data by environment variables of that container",
+                "write a batch/v1 Job into trialSpec",
+            )
+        for container in found:
+            kept = [entry for entry in container.get("env") or () if entry.get("name") not in variables]
+            added = [
+                {"name": name, "value": value} if isinstance(value, str) else {"name": name, "valueFrom": value}
+                for name, value in variables.items()
+            ]
+            container["env"] = [*kept, *added]
         return replace(self, template=replace(self.template, spec=spec), document=document)
 
 
 def _pod_spec(resource: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the pod spec inside a Job; empty if it has none."""
-    template = (resource.get("spec") or {}).get("template") or {}
-    return template.get("spec") or {}
+    found: Any = resource
+    for name in ("spec", "template", "spec"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
