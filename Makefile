@@ -16,10 +16,10 @@ LOCK = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --pyt
 BUILD_IMAGE ?= docker build
 BENCH ?= fingerprints
 
-.PHONY: help setup run test check format compile lock bench image clean
+.PHONY: help setup run test test-cluster cluster-tools check format compile lock bench image clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with the packages that requirements/ pins, and the project itself
 
@@ -45,6 +45,12 @@ run: setup ## Run the ad-campaigns pipeline on sample data, or on yours: make ru
 test: setup ## Run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+test-cluster: setup $(if $(KUBECONFIG)$(KUBEBUILDER_ASSETS),,cluster-tools) ## Run the tests that need a cluster: on KUBECONFIG's, or else on an API server of our own
+	MLFLYWHEEL_TEST_KUBECONFIG='$(KUBECONFIG)' $(BIN)/python -m pytest tests/cluster $(ARGS)
+
+cluster-tools: ## Build etcd, kube-apiserver and kubectl for those tests, once; needs Go
+	$(or $(PYTHON),python3) tests/cluster/cluster_tools.py
+
 check: setup ## Lint, check types and layers, and compare the compiled pipelines with their source
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,7 +71,7 @@ lock: setup ## Resolve requirements/*.txt from pyproject.toml
 		-o requirements/components.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 
-bench: setup ## Measure fingerprints against their peers, or the cost of KFP's wrappers: make bench BENCH=pipeline
+bench: setup ## Measure against peers; also make bench BENCH=pipeline, and BENCH=tuning
 	$(BIN)/python -m benchmarks.$(BENCH).run $(ARGS)
 
 image: setup ## Build the component image

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+# --doctest-modules would import each folder's conftest.py under the one name `conftest`.
+collect_ignore_glob = ["*conftest.py"]
+
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:

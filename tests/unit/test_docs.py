@@ -38,7 +38,7 @@ def test_every_pipeline_has_a_page_that_names_its_columns(pipeline: Pipeline) ->
 
 
 def test_commands_in_the_pages_exist() -> None:
-    known = {"run", "compile", "sample", "score", "models list", "models show", "doctor"}
+    known = {"run", "tune", "compile", "sample", "score", "models list", "models show", "doctor"}
     used = set()
     for page in PAGES:
         for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
@@ -55,8 +55,8 @@ def test_commands_in_the_pages_exist() -> None:
 
 def test_make_targets_in_the_pages_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"`?make (\w+)`?$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"`?make ([\w-]+)`?$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"run", "test"} <= named <= targets
 
 
