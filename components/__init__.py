@@ -7,6 +7,7 @@ from mlflywheel.components.registration import register_model
 from mlflywheel.components.scoring import score_table
 from mlflywheel.components.splitting import split_table
 from mlflywheel.components.training import extend_model, train_model
+from mlflywheel.components.tuning import tune_model
 from mlflywheel.components.validation import validate_data
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "score_table",
     "split_table",
     "train_model",
+    "tune_model",
     "validate_data",
 ]

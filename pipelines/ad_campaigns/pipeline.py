@@ -14,6 +14,7 @@ from mlflywheel.components import (
     score_table,
     split_table,
     train_model,
+    tune_model,
     validate_data,
 )
 from mlflywheel.pipelines.configuration import read_configuration
@@ -37,6 +38,11 @@ def ad_campaigns(
     split_seed: int = 0,
     holdout_fraction: float = 0.2,
     params: str = "{}",
+    tune: bool = False,
+    experiment: str = read_configuration(_FOLDER / "experiment.yaml"),
+    tune_executor: str = "katib",
+    tune_secret: str = "",
+    validation_fraction: float = 0.25,
     gates: str = read_configuration(_FOLDER / "gates.yaml"),
     model_name: str = "ad-campaigns",
     registry: str = "http://model-registry-service.kubeflow.svc.cluster.local:8080",
@@ -53,6 +59,11 @@ def ad_campaigns(
         split_seed: Seed of the split.
         holdout_fraction: Share of the campaigns that only the evaluation sees.
         params: JSON object of model parameters, such as {"num_topics": 40}.
+        tune: Whether to search for better parameters before training.
+        experiment: The search, a Katib Experiment, as YAML or JSON.
+        tune_executor: Who runs its trials: katib (the cluster's), or local (processes beside the step).
+        tune_secret: Secret with the object store's keys, for trial pods: NAME, or NAME:ACCESS_KEY:SECRET_KEY.
+        validation_fraction: Share of the training campaigns that trials are judged on.
         gates: The thresholds, as YAML.
         model_name: Name to register the model under.
         registry: URL of a Kubeflow Model Registry, or path of an embedded one.
@@ -67,7 +78,23 @@ def ad_campaigns(
     split = split_table(
         table=table, method=split_method, holdout_fraction=holdout_fraction, seed=split_seed, column=split_column
     ).after(validated)
-    trained = train_model(train=split.outputs["train"], params=params, model=_MODEL)
+    tuned = tune_model(
+        train=split.outputs["train"],
+        experiment=experiment,
+        enabled=tune,
+        executor=tune_executor,
+        params=params,
+        model=_MODEL,
+        split_method=split_method,
+        split_column=split_column,
+        split_seed=split_seed,
+        validation_fraction=validation_fraction,
+        secret=tune_secret,
+    )
+    # A search that a lost pod had begun is taken up where it stands.
+    tuned.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G").set_retry(2, backoff_duration="30s")
+    best = tuned.outputs["Output"]
+    trained = train_model(train=split.outputs["train"], params=best, model=_MODEL)
     trained.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
     evaluated = evaluate_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"], gates=gates)
     evaluated.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
@@ -81,7 +108,7 @@ def ad_campaigns(
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             data=data,
             data_version=ingested.outputs["Output"],
-            params=params,
+            params=best,
             prepare=prepare,
         )
         registered.set_caching_options(False).set_retry(3, backoff_duration="10s")

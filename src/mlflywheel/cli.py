@@ -12,9 +12,11 @@ from rich.text import Text
 
 from mlflywheel import __version__
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView, print_error, print_run
+from mlflywheel.console import ProgressView, describe_experiment, print_error, print_run, print_search
 from mlflywheel.errors import MlflywheelError, UsageError
+from mlflywheel.models.parameters import nest, read_assignment, read_assignments
 from mlflywheel.runs.folder import DEFAULT_RUNS
+from mlflywheel.runs.search import Execution
 
 EXIT_INTERRUPTED = 130
 
@@ -50,6 +52,20 @@ Prepares = Annotated[
     list[str] | None,
     typer.Option("--prepare", metavar="NAME=VALUE", help="A preparation setting; repeatable.", show_default=False),
 ]
+Params = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False),
+]
+ExperimentFile = Annotated[
+    Path | None,
+    typer.Option("--experiment", help="Another search for parameters, a Katib Experiment.", show_default=False),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
@@ -60,8 +76,10 @@ def main() -> None:
     except MlflywheelError as error:
         print_error(Console(stderr=True), str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print_error(Console(stderr=True), "interrupted; what was finished is kept")
+    except KeyboardInterrupt as interrupt:
+        # Whoever was interrupted may say what it leaves behind.
+        told = str(interrupt.args[0]) if interrupt.args else "what was finished is kept"
+        print_error(Console(stderr=True), f"interrupted; {told}")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -94,19 +112,10 @@ def run(
     maps: Maps = None,
     split_terms: Split = False,
     prepares: Prepares = None,
-    params: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False
-        ),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False
-        ),
-    ] = None,
+    params: Params = None,
+    sets: Sets = None,
     gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
+    experiment: ExperimentFile = None,
     expectations: Annotated[
         Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
     ] = None,
@@ -124,9 +133,10 @@ def run(
     mlflywheel run ad-campaigns --data terms.csv.gz --map vertical=industry --json
     mlflywheel run ad-campaigns --data ads.csv --map campaign_id=ad_id --map term=text --split-terms
     mlflywheel run ad-campaigns --param num_topics=40 --param text.bigrams=false --set holdout_fraction=0.1
+    mlflywheel run ad-campaigns --data terms.csv.gz --set tune=true
     """
     arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
-    for name, path in (("gates", gates), ("expectations", expectations)):
+    for name, path in (("gates", gates), ("expectations", expectations), ("experiment", experiment)):
         if path is not None:
             arguments[name] = _read_text(f"--{name}", path)
     console = Console(stderr=True)
@@ -137,7 +147,7 @@ def run(
             data,
             columns=_read_maps(maps),
             prepare=_read_prepare(prepares, split_terms),
-            params=nest(read_assignments("--param", params)),
+            params=nest(read_assignments("--param", params or [])),
             arguments=arguments,
             on_event=view.show,
             on_output=(lambda line: print(line, file=sys.stderr)) if verbose else None,
@@ -149,6 +159,115 @@ def run(
     if open_report:
         typer.launch(finished.report.as_uri())
     finished.raise_for_status()
+
+
+@app.command()
+def tune(
+    target: Annotated[str, typer.Argument(help="A pipeline's name, or the path of a Katib Experiment.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="The pipeline's table, as for run. A sample if left out.", show_default=False),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor", help="Who runs the trials: local (this machine, the default) or katib.", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Read the Experiment by Katib's rules and run nothing; with --executor, also its limits."
+        ),
+    ] = False,
+    experiment: ExperimentFile = None,
+    maps: Maps = None,
+    split_terms: Split = False,
+    prepares: Prepares = None,
+    params: Params = None,
+    sets: Sets = None,
+    any_command: Annotated[
+        bool, typer.Option("--any-command", help="Let local trials run other programs than this package.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin a local search anew.")] = False,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="The cluster's namespace.", show_default=False)
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", help="Context of the kubeconfig.", show_default=False)
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage", help="Folder of an object store that trial pods read the rows from.", show_default=False
+        ),
+    ] = None,
+    secret: Annotated[
+        str,
+        typer.Option(
+            "--secret", help="Secret with that store's keys: NAME or NAME:ACCESS_KEY:SECRET_KEY.", show_default=False
+        ),
+    ] = "",
+    timeout_minutes: Annotated[
+        float | None,
+        typer.Option("--timeout-minutes", min=0, help="How long to wait for the cluster.", show_default=False),
+    ] = None,
+    cleanup: Annotated[
+        str, typer.Option("--cleanup", help="When to delete the cluster's Experiment: never, on_success or always.")
+    ] = "never",
+    runs: Runs = DEFAULT_RUNS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Search for parameters with a Katib Experiment, on this machine or by a cluster's Katib.
+
+    A search that was stopped goes on where it stands when the same command is given again.
+
+    \b
+    mlflywheel tune ad-campaigns
+    mlflywheel tune ad-campaigns --data terms.csv.gz --map vertical=industry --json
+    mlflywheel tune my-experiment.yaml --any-command
+    mlflywheel tune my-experiment.yaml --check --executor katib
+    mlflywheel tune ad-campaigns --executor katib -n team --storage s3://bucket/tuning --secret store-keys
+    """
+    arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
+    if experiment is not None:
+        arguments["experiment"] = _read_text("--experiment", experiment)
+    execution = Execution(
+        executor or "local",
+        any_command=any_command,
+        restart=restart,
+        namespace=namespace,
+        context=context,
+        timeout_seconds=None if timeout_minutes is None else timeout_minutes * 60,
+        cleanup=cleanup,
+        storage=storage,
+        secret=secret,
+    )
+    client = Client(runs)
+    if check:
+        read = client.check_experiment(target, None if executor is None else execution, arguments)
+        facts = describe_experiment(read)
+        print(json.dumps(facts) if as_json else f"{target}: {', '.join(f'{value}' for value in facts.values())}")
+        return
+    with ProgressView(Console(stderr=True), quiet) as view:
+        found = client.tune(
+            target,
+            data,
+            columns=_read_maps(maps),
+            prepare=_read_prepare(prepares, split_terms),
+            params=nest(read_assignments("--param", params or [])),
+            arguments=arguments,
+            execution=execution,
+            progress=view.progress,
+        )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_search(Console(), target, found)
+    if open_report:
+        typer.launch(Path(found.artifacts["report"]).as_uri())
 
 
 @app.command(name="compile")
@@ -320,55 +439,6 @@ def doctor(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson
         raise typer.Exit(1)
 
 
-def read_assignment(option: str, item: str) -> tuple[str, str]:
-    """Split `NAME=VALUE`.
-
-    >>> read_assignment("--set", "a=b=c")
-    ('a', 'b=c')
-    """
-    name, separator, value = item.partition("=")
-    if not separator or not name:
-        raise UsageError(f"{option} {item}", "no name and value", "NAME=VALUE is needed", f"write {option} NAME=VALUE")
-    return name.strip(), value
-
-
-def read_assignments(option: str, items: list[str] | None) -> dict[str, Any]:
-    """Read `NAME=VALUE` items, values as JSON where they are, as text otherwise.
-
-    >>> read_assignments("--param", ["num_topics=40", "algorithm=lda", "text.bigrams=false"])
-    {'num_topics': 40, 'algorithm': 'lda', 'text.bigrams': False}
-    """
-    values: dict[str, Any] = {}
-    for item in items or []:
-        name, text = read_assignment(option, item)
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
-
-
-def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn dotted names into nested objects.
-
-    >>> nest({"num_topics": 40, "text.bigrams": False})
-    {'num_topics': 40, 'text': {'bigrams': False}}
-    """
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        *path, last = name.split(".")
-        place = result
-        for part in path:
-            inner = place.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise UsageError(
-                    f"--param {name}", f"{part} has a value of its own", "one of the two is needed", "leave one out"
-                )
-            place = inner
-        place[last] = value
-    return result
-
-
 def _read_maps(maps: list[str] | None) -> dict[str, str]:
     from mlflywheel.data.ingestion import parse_mapping
 
@@ -376,7 +446,7 @@ def _read_maps(maps: list[str] | None) -> dict[str, str]:
 
 
 def _read_prepare(prepares: list[str] | None, split_terms: bool) -> dict[str, Any]:
-    values = nest(read_assignments("--prepare", prepares))
+    values = nest(read_assignments("--prepare", prepares or []), "--prepare")
     return {**values, "split_terms": True} if split_terms else values
 
 

@@ -18,11 +18,23 @@ from mlflywheel.pipelines.catalog import PIPELINES, Pipeline, find_pipeline
 from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, parse_reference
 from mlflywheel.runs.folder import DEFAULT_RUNS
 from mlflywheel.runs.runner import EventCallback, read_name, read_parameters, run_pipeline
+from mlflywheel.runs.search import (
+    Execution,
+    Search,
+    check_file,
+    check_pipeline,
+    read_any_experiment,
+    search_file,
+    search_pipeline,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from mlflywheel.models.contract import Model
+    from mlflywheel.tuning.experiment import Experiment
+
+DEFAULT_EXECUTION = Execution()
 
 
 @dataclass(frozen=True)
@@ -156,8 +168,11 @@ class Client:
             if data is None and "data" not in values:
                 data = self.sample_once(found.name)
         # Compiled defaults are those of a cluster.
-        if "registry" in read_parameters(compiled):
+        declared = read_parameters(compiled)
+        if "registry" in declared:
             values.setdefault("registry", self._registry_argument())
+        if "tune_executor" in declared:
+            values.setdefault("tune_executor", "local")
         if data is not None:
             values["data"] = _absolute(data)
         for key, value in (("columns", columns), ("prepare", prepare), ("params", params)):
@@ -165,7 +180,94 @@ class Client:
                 values[key] = json.dumps(value, sort_keys=True)
         if found is not None:
             _check_settings(found, values)
+            if str(values.get("tune", "")).lower() == "true":
+                check_pipeline(found, values, Execution(str(values["tune_executor"])))
         return Run(run_pipeline(name, compiled, values, self.runs, on_event, on_output))
+
+    def tune(
+        self,
+        target: str | Path,
+        data: str | Path | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        prepare: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        execution: Execution = DEFAULT_EXECUTION,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Search:
+        """Search for parameters with a Katib Experiment; a search that was stopped is taken up where it stands.
+
+        Args:
+            target: A pipeline's name, whose model is tuned on `data`; or the path of an Experiment, which runs as it
+                stands.
+            data: Path or URI of the pipeline's table; a sample, made once, when absent.
+            columns: Our column names to the table's.
+            prepare: Preparation settings.
+            params: Model parameters that the search begins from.
+            arguments: Any other parameter of the pipeline by name, `experiment` among them.
+            execution: Who runs the trials, and how.
+            progress: Called with the phases `baseline` and `trials`.
+
+        Returns:
+            Every trial, and for a pipeline what they mean for the model.
+
+        Raises:
+            UsageError: The request, the Experiment or a parameter cannot be meant.
+            TuningError: The search failed, or no trial succeeded.
+        """
+        pipeline, values = self._read_target(target, columns, prepare, params, arguments, data)
+        if pipeline is None:
+            return search_file(Path(target), self.runs, execution, progress)
+        values.setdefault("data", _absolute(self.sample_once(pipeline.name)))
+        return search_pipeline(pipeline, values, self.runs, execution, progress)
+
+    def check_experiment(
+        self, target: str | Path, execution: Execution | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> "Experiment":
+        """Read an Experiment by Katib's rules, without running anything.
+
+        Args:
+            target: A pipeline's name, or the path of an Experiment.
+            execution: With it, also what this executor cannot do.
+            arguments: Parameters of the pipeline, `experiment` among them.
+
+        Raises:
+            UsageError: It would be refused; the message names the field.
+        """
+        pipeline, values = self._read_target(target, None, None, None, arguments, None)
+        if pipeline is None:
+            return check_file(Path(target), execution)
+        return check_pipeline(pipeline, values, execution)
+
+    @staticmethod
+    def _read_target(
+        target: str | Path,
+        columns: Mapping[str, str] | None,
+        prepare: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] | None,
+        data: str | Path | None,
+    ) -> tuple[Pipeline | None, dict[str, Any]]:
+        """Return the pipeline that is meant, None for a file, and the values of its parameters."""
+        values = dict(arguments or {})
+        if data is not None:
+            values["data"] = _absolute(data)
+        for key, value in (("columns", columns), ("prepare", prepare), ("params", params)):
+            if value:
+                values[key] = json.dumps(value, sort_keys=True)
+        if Path(target).suffix not in (".yaml", ".yml", ".json"):
+            pipeline = find_pipeline(str(target))
+            _check_settings(pipeline, values)
+            return pipeline, values
+        if values:
+            raise UsageError(
+                str(target),
+                f"{', '.join(sorted(values))} given with an experiment file",
+                "a file runs as it stands",
+                "name a pipeline in its place, and the file with --experiment",
+            )
+        return None, values
 
     def _registry_argument(self) -> str:
         """Return the registry's address for another process, which may have another working folder."""
@@ -316,6 +418,8 @@ def _check_settings(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
     check_mapping(json.loads(values.get("columns") or "{}"), model.columns)
     if "gates" in values:
         read_gates(values["gates"], "gates")
+    if "experiment" in values:
+        read_any_experiment(values["experiment"])
     if "expectations" in values:
         read_suite(values["expectations"], "expectations")
 

@@ -1,6 +1,8 @@
 """What the command line draws: progress while a run works, and its result."""
 
+import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from mlflywheel.models.parameters import flatten
+from mlflywheel.runs.search import Search
+from mlflywheel.tuning.experiment import Experiment
 
 _PLAIN_SECONDS = 2.0
 
@@ -113,6 +119,15 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     held = sum(gate["holds"] is True for gate in summary["gates"])
     if summary["gates"]:
         console.print(f"{held} of {sum(g['holds'] is not None for g in summary['gates'])} gates hold", highlight=False)
+    tuning = summary.get("tuning")
+    if tuning:
+        kept = "" if tuning["improved"] else "; not better, so the given parameters were kept"
+        console.print(
+            f"tuned over {tuning['trials']} trials: {tuning['objective']} {tuning['best']:.4g} on the validation part,"
+            f" {tuning['baseline']:.4g} before{kept}",
+            highlight=False,
+            soft_wrap=True,
+        )
     model = summary["model"]
     if model:
         console.print(Text("registered   ") + Text(f"{model['name']}@{model['version']}", "bold green"))
@@ -125,6 +140,58 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         reference = f"{model['name']}@{model['version']}"
         for arguments in (f"models show {reference}", f"score {reference} --data FILE --output scores.parquet"):
             console.print(f"  {name_command()} {arguments}", highlight=False, soft_wrap=True)
+
+
+def describe_experiment(experiment: Experiment) -> dict[str, Any]:
+    """Return an Experiment in short."""
+    trials = "all of them" if experiment.max_trials is None else experiment.max_trials
+    return {
+        "name": experiment.name,
+        "objective": f"{experiment.objective.direction} {experiment.objective.metric}",
+        "algorithm": experiment.algorithm,
+        "trials": f"{trials} trials, {experiment.parallel_trials} at once",
+        "parameters": f"{len(experiment.parameters)} parameters",
+        "hash": experiment.spec_hash,
+    }
+
+
+def print_search(console: Console, target: str, search: Search) -> None:
+    """Print the result of a search: the best trial beside what it began from, and what to type next."""
+    result, tuned = search.result, search.tuned
+    best = result.best
+    if best is not None:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("parameter")
+        table.add_column("best", justify="right")
+        for name, value in best.parameters.items():
+            table.add_row(name, _shorten(value))
+        console.print(table)
+        console.print()
+        console.print(Text(f"{result.objective.metric}  {best.objective:.6g}", "bold"), f"by {best.name}")
+    if tuned is not None:
+        verdict = "better" if tuned.improved else "not better, so these are kept"
+        console.print(f"with the parameters it began from: {tuned.baseline:.6g} ({verdict})", highlight=False)
+    counts = {status: result.count(status) for status in dict.fromkeys(trial.status for trial in result.trials)}
+    told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
+    taken = f", {result.resumed} taken over from an earlier call" if result.resumed else ""
+    console.print(f"{len(result.trials)} trials: {told}{taken}", highlight=False)
+    console.print(Text(f"{'report':<13}{search.artifacts['report']}"), soft_wrap=True)
+    if tuned is not None and tuned.improved:
+        console.print()
+        console.print("Next, with the same --data:", style="bold")
+        words = " ".join(f"--param {name}={_quote(value)}" for name, value in flatten(tuned.params).items())
+        console.print(f"  {name_command()} run {target} {words}", highlight=False, soft_wrap=True)
+
+
+def _shorten(value: str) -> str:
+    try:
+        return value if len(value) <= 12 else f"{float(value):.6g}"
+    except ValueError:
+        return value
+
+
+def _quote(value: Any) -> str:
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
 def name_command() -> str:

@@ -16,12 +16,13 @@ from mlflywheel.errors import MlflywheelError
 _NEEDED_FREE_BYTES = 500_000_000
 _EXTRAS = {
     "pipelines": ("kfp", "great_expectations", "run and compile pipelines"),
+    "tuning": ("optuna", "cmaes", "kubeflow_katib_api", "search for parameters"),
     "fast": ("numba", "the compiled LDA engine"),
     "faiss": ("faiss", "approximate neighbours above 50,000 campaigns"),
     "spacy": ("spacy", "the spaCy tokeniser"),
     "s3": ("s3fs", "s3:// and minio:// addresses"),
     "gcs": ("gcsfs", "gs:// addresses"),
-    "cluster": ("urllib3", "a Kubeflow Model Registry"),
+    "cluster": ("kubernetes", "urllib3", "Katib and a Kubeflow Model Registry"),
 }
 
 

@@ -47,6 +47,8 @@ def test_run_prints_the_summary_that_it_wrote(succeeded: Finished) -> None:
     assert {"neighbour_purity_at_10", "reference_neighbour_purity_at_10", "topic_stability"} <= set(summary["metrics"])
     assert [gate["holds"] for gate in summary["gates"]] == [True]
     assert summary["model"]["version"] == "1"
+    assert summary["tuning"] is None
+    assert "tuning" not in summary["seconds"]
     assert set(summary["seconds"]) >= {"ingestion", "preparation", "validation", "splitting", "training", "scoring"}
     assert all(Path(path).exists() for path in summary["artifacts"].values())
 

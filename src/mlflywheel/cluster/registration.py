@@ -18,7 +18,7 @@ _ENDPOINT_VARIABLE = "MLFLYWHEEL_S3_ENDPOINT"
 _SECRET_VARIABLE = "MLFLYWHEEL_S3_SECRET"
 # What Kubeflow Pipelines installs.
 _MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
-_MINIO_SECRET = "mlpipeline-minio-artifact"
+KUBEFLOW_SECRET = "mlpipeline-minio-artifact"
 # A local run has a folder named by its own id; kfp.local invents another one that stands nowhere.
 RUN_ID_VARIABLE = "MLFLYWHEEL_RUN_ID"
 
@@ -59,7 +59,7 @@ def register(
     run_id = os.environ.get(RUN_ID_VARIABLE) or run_id
     manifest = verify_model_folder(folder)
     measured = Evaluation.from_dict(json.loads(evaluation.read_text(encoding="utf-8")))
-    endpoint, secret = _describe_store(uri)
+    endpoint, secret = describe_store(uri)
     return open_registry(registry).ensure_version(
         name,
         uri,
@@ -99,7 +99,7 @@ def _sort_keys(text_json: str) -> str:
     return json.dumps(json.loads(text_json.strip() or "{}"), sort_keys=True)
 
 
-def _describe_store(uri: str) -> tuple[str, str]:
+def describe_store(uri: str) -> tuple[str, str]:
     """Return the endpoint and the secret's name that a server needs to read the address; empty where it needs none."""
     scheme = uri.partition("://")[0]
     if scheme not in ("minio", "s3"):
@@ -107,5 +107,5 @@ def _describe_store(uri: str) -> tuple[str, str]:
     endpoint = os.environ.get(_ENDPOINT_VARIABLE) or s3_endpoint(scheme) or ""
     secret = os.environ.get(_SECRET_VARIABLE, "")
     if scheme == "minio":
-        return endpoint or _MINIO_ENDPOINT, secret or _MINIO_SECRET
+        return endpoint or _MINIO_ENDPOINT, secret or KUBEFLOW_SECRET
     return endpoint, secret

@@ -166,6 +166,7 @@ def compose_summary(
         "parameters": {**short, **facts.get("parameters", {})},
         "metrics": facts.get("metrics", {}),
         "gates": facts.get("gates", []),
+        "tuning": facts.get("tuning"),
         "model": facts.get("model"),
         "artifacts": facts.get("artifacts", {}),
         "seconds": {step["name"]: round(step["seconds"], 3) for step in story.steps if step["seconds"] is not None},

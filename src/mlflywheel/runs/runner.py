@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mlflywheel import __version__
 from mlflywheel.cluster.registration import RUN_ID_VARIABLE
+from mlflywheel.cluster.tuning import SEARCHES_VARIABLE
 from mlflywheel.errors import (
     DataError,
     GateRefusedError,
@@ -26,12 +28,14 @@ from mlflywheel.errors import (
     error_from_dict,
 )
 from mlflywheel.events import EVENTS_VARIABLE, disk_error
-from mlflywheel.models.contract import Evaluation
+from mlflywheel.models.contract import Evaluation, Section
 from mlflywheel.reports import Report, render_report
 from mlflywheel.runs.folder import RunFolder, Story, compose_summary, new_run_id, write_json
 
 # One thread: sums in another order differ in the last bits, and a model's hash with them.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+#: Folder of searches for parameters, beside the folders of the pipelines.
+SEARCHES = "searches"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0
 _FULL_DISK_BYTES = 1_000_000
@@ -194,6 +198,8 @@ def _watch(
         **os.environ,
         EVENTS_VARIABLE: str(folder.events),
         RUN_ID_VARIABLE: run_id,
+        # Beside the runs: a search that was stopped is taken up by the next run.
+        SEARCHES_VARIABLE: str(folder.path.parent.parent / SEARCHES),
     }
     with folder.log.open("wb") as log:
         child = subprocess.Popen(
@@ -354,11 +360,20 @@ def render_run(folder: RunFolder, summary: Mapping[str, Any], story: Story) -> s
         Report(
             str(summary["pipeline"]),
             {**summary, "artifacts": relative},
-            None if evaluation is None else Evaluation.from_dict(evaluation),
+            _add_sections(evaluation, _read_json(artifacts.get("search"))),
             _read_json(artifacts.get("validation_results")),
             steps,
         )
     )
+
+
+def _add_sections(evaluation: Any, search: Any) -> Evaluation | None:
+    """Put the search's part of the report behind the model's own."""
+    measured = None if evaluation is None else Evaluation.from_dict(evaluation)
+    if search is None:
+        return measured
+    sections = tuple(Section(**section) for section in search["sections"])
+    return replace(measured, sections=measured.sections + sections) if measured else Evaluation((), sections)
 
 
 def _read_json(path: str | None) -> Any:
