@@ -484,14 +484,15 @@ def test_a_finished_search_is_not_run_again(tmp_path: Path) -> None:
     assert len(diary.read_text().split()) == 3
 
 
-def test_a_failed_search_fails_again_until_it_is_restarted(tmp_path: Path) -> None:
+def test_a_failed_search_begins_anew(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     experiment = make_experiment(shell(f"[ -e '{flag}' ] && echo loss=1"))
     for _ in range(2):
-        with pytest.raises(TuningError, match=r"3 of 3 trials failed.*--restart"):
+        with pytest.raises(TuningError, match=r"3 of 3 trials failed.*mend the cause, and run it again"):
             search(tmp_path / "searches", experiment)
-        flag.touch()
-    assert search(tmp_path / "searches", experiment, restart=True).count("succeeded") == 3
+    flag.touch()
+    found = search(tmp_path / "searches", experiment)
+    assert (found.count("succeeded"), found.resumed) == (3, 0)
 
 
 def test_a_restart_forgets_everything(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ THREAD_VARIABLES = (
 # They decide what is suggested: a search that goes on under other versions may go on differently.
 _PACKAGES = ("mlflywheel", "optuna", "cmaes", "numpy", "scipy")
 _FAILED: tuple[TrialStatus, ...] = ("failed", "metrics_unavailable")
-_RESTART = "start the search again with --restart"
+_RESTART = "begin the search anew with mlflywheel tune --restart"
 
 _IDLE_SECONDS = 1.0
 _POLL_SECONDS = 0.02
@@ -134,8 +134,8 @@ class LocalTuner(Tuner):
         """Run the trials to the end of the search, or take up an earlier call's search where it stopped.
 
         A trial that an earlier call started and did not see ending runs again, under the same name and with the same
-        parameters. A finished search is not run again: its result is returned, or its error raised. Ctrl-C and SIGTERM
-        end all trials within 3 s, and raise KeyboardInterrupt.
+        parameters. A finished search is not run again: its result is returned. One that failed begins anew. Ctrl-C and
+        SIGTERM end all trials within 3 s, and raise KeyboardInterrupt.
 
         Args:
             experiment: Checked Experiment.
@@ -149,7 +149,7 @@ class LocalTuner(Tuner):
         self.check(experiment)
         folder = self.find_folder(experiment)
         with hold(folder) as lock:
-            if self.restart:
+            if self.restart or _has_failed(folder, experiment):
                 remove_state(folder)
                 shutil.rmtree(folder / "trials", ignore_errors=True)
             with SearchState(folder) as state:
@@ -281,15 +281,13 @@ class _Search:
         self._memory_looked = 0.0
         self._versions = _read_versions()
         self._versions_then: Mapping[str, str] = self._versions
-        self._document = experiment.document
         self._environment, self._threads = _trial_environment(tuner, experiment.parallel_trials)
 
     def run(self, lock: int) -> SearchResult:
         reason = self._read_state()
         resumed = self._count_finished()
         if reason is None:
-            # The sampler's seed comes from the whole document, of which a trial's data may have moved since.
-            suggestions = Suggestions(replace(self._experiment, document=self._document))
+            suggestions = Suggestions(self._experiment)
             self._replay(suggestions)
             reason = self._run_trials(suggestions, lock)
         else:
@@ -322,7 +320,7 @@ class _Search:
                 "objective, algorithm, parameters and counts have to be those it was started with",
                 f"{_RESTART}, or give it another key",
             )
-        self._versions_then, self._document = stored.versions, stored.document
+        self._versions_then = stored.versions
         self._trials = {trial.trial.number: trial for trial in self._state.read_trials()}
         return stored.reason
 
@@ -727,13 +725,23 @@ def _tail(path: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
+def _has_failed(folder: Path, experiment: Experiment) -> bool:
+    """Return whether an earlier call's search came to its end without a result."""
+    with SearchState(folder) as state:
+        stored = state.read_search()
+        if stored is None or stored.reason is None:
+            return False
+        trials = [found.trial for found in state.read_trials()]
+    return stored.reason == "ExperimentFailed" or find_best(experiment.objective, trials) is None
+
+
 def _explain_failure(experiment: Experiment, trials: tuple[Trial, ...], reason: Reason) -> TuningError:
     failed = [trial for trial in trials if trial.status in _FAILED]
     seen = f"{len(failed)} of {len(trials)} trials failed"
-    fix = _RESTART
+    fix = "change the experiment, and run it again"
     if failed:
         seen += f", the first one, {failed[0].name}: {failed[0].message}"
-        fix = f"read {failed[0].log}, then {_RESTART}"
+        fix = f"read {failed[0].log}, mend the cause, and run it again"
     if reason == "ExperimentFailed":
         needed = f"maxFailedTrialCount is {experiment.max_failed_trials}"
     else:
