@@ -6,7 +6,7 @@ when an Experiment ends. So a trial that reported `nan` becomes the best here to
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -30,13 +30,18 @@ class Outcome:
     message: str = ""
 
 
+Run = Callable[[Mapping[str, Any]], Outcome]
+"""Takes a trial as Katib stores it, and does what its pod would."""
+
+
 class KatibStandIn:
     """Plays Katib in one namespace, until it is stopped; use with `with`.
 
     Args:
         api: A client with an administrator's rights, used by nobody else.
         namespace: Where.
-        outcomes: One for each trial, in order; when there are no more, the suggestions have come to their end.
+        outcomes: One for each trial, in order, or what runs the trial and returns one; when there are no more, the
+            suggestions have come to their end.
         holds_after: Trials that have ended, after which nothing happens until `go_on` is called.
         suggestion_failure: What the algorithm's service says against the Experiment.
     """
@@ -45,7 +50,7 @@ class KatibStandIn:
         self,
         api: client.ApiClient,
         namespace: str,
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[Outcome | Run],
         *,
         holds_after: int | None = None,
         suggestion_failure: str = "",
@@ -141,7 +146,8 @@ class KatibStandIn:
                 _set_condition(trial["status"], "Running", "TrialRunning", "Trial is running")
                 self._write_status("trials", trial)
         for trial in active[:1]:
-            self._end_trial(trial, self._outcomes[int(trial["metadata"]["annotations"]["number"])])
+            outcome = self._outcomes[int(trial["metadata"]["annotations"]["number"])]
+            self._end_trial(trial, outcome if isinstance(outcome, Outcome) else outcome(trial))
 
     def _create_trial(self, experiment: dict[str, Any], number: int) -> None:
         metadata, spec = experiment["metadata"], experiment["spec"]
