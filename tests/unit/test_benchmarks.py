@@ -13,6 +13,7 @@ from benchmarks.fingerprints.goals import GOALS, judge
 from benchmarks.fingerprints.measuring import Ratio, Sample, Score, time_pairs
 from benchmarks.fingerprints.run import RESULTS, ROOT, main
 from benchmarks.fingerprints.tables import END, START, format_markdown
+from benchmarks.tuning import run as tuning
 
 
 def _ratio(id: str, case: str, ours: tuple[float, ...], peer: tuple[float, ...], denormals: str = "") -> dict[str, Any]:
@@ -142,3 +143,23 @@ def test_committed_goals_follow_from_the_committed_figures() -> None:
     text = RESULTS.read_text(encoding="utf-8")
     assert str(Path.home()) not in text
     assert str(ROOT) not in text
+
+
+def test_cost_of_a_search_is_measured_and_written(tmp_path: Path) -> None:
+    result: dict[str, Any] = {
+        "command": "c",
+        "machine": "m",
+        "measured": "d",
+        "versions": {"optuna": "5"},
+        "cost": tuning.measure_cost(3, 1),
+        "studies": [],
+    }
+    assert set(map(len, result["cost"]["seconds"].values())) == {1}
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- tuning: written by benchmarks.tuning.run -->\nold\n<!-- end of tuning -->\nafter\n")
+    tuning.write_tables(result, page)
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| local executor, 2 at once |" in text

@@ -1,0 +1,1 @@
+"""What a local search costs beside Optuna, and what it finds."""
