@@ -249,7 +249,7 @@ def tune(
     if check:
         read = client.check_experiment(target, None if executor is None else execution, arguments)
         facts = describe_experiment(read)
-        print(json.dumps(facts) if as_json else f"{target}: {', '.join(f'{value}' for value in facts.values())}")
+        print(json.dumps(facts) if as_json else f"{target}: no fault found; {', '.join(map(str, facts.values()))}")
         return
     with ProgressView(Console(stderr=True), quiet) as view:
         found = client.tune(

@@ -105,13 +105,17 @@ def test_counts_and_resumed_trials_are_told() -> None:
     ("direction", "baseline", "said"),
     [
         ("maximize", 0.7, "reach 0.700. The best trial is better by 0.200."),
-        ("maximize", 0.95, "No trial is better than the defaults; the best one is worse by 0.050. Keep the defaults."),
-        ("maximize", 0.9, "No trial is better than the defaults. Nothing here speaks for leaving them."),
-        ("maximize", 0.89999, "0.90000; the defaults, measured on the same validation part, reach 0.89999."),
+        (
+            "maximize",
+            0.95,
+            "No trial is better than the given parameters; the best one is worse by 0.050.",
+        ),
+        ("maximize", 0.9, "No trial is better than the given parameters. Nothing here speaks for leaving them."),
+        ("maximize", 0.89999, "0.90000; the given parameters, measured on the same validation part, reach 0.89999."),
         ("minimize", 0.95, "The best trial is better by 0.150."),
-        ("minimize", 0.1, "the best one is worse by 0.700. Keep the defaults."),
-        ("maximize", None, "What the defaults reach was not measured"),
-        ("maximize", math.nan, "What the defaults reach was not measured"),
+        ("minimize", 0.1, "the best one is worse by 0.700."),
+        ("maximize", None, "What the given parameters reach was not measured"),
+        ("maximize", math.nan, "What the given parameters reach was not measured"),
     ],
 )
 def test_best_is_judged_by_the_defaults(direction: Any, baseline: float | None, said: str) -> None:
@@ -156,7 +160,7 @@ def test_history_separates_statuses_and_draws_the_best_so_far() -> None:
     assert series["Stopped early"]["points"] == [[2, 0.4]]
     assert series["Failed, killed or without the metric"]["points"] == [[0, None]]
     assert len({entry["mark"] for entry in data["series"] if entry["style"] == "dots"}) == 4
-    assert data["references"] == [{"value": 0.55, "label": "defaults"}, {"value": 0.95, "label": "goal"}]
+    assert data["references"] == [{"value": 0.55, "label": "given parameters"}, {"value": 0.95, "label": "goal"}]
 
 
 def test_best_so_far_of_a_smaller_is_better_search_falls() -> None:

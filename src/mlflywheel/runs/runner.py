@@ -176,7 +176,8 @@ def _read_value(name: str, value: Any, kind: str) -> Any:
     try:
         return readers.get(kind, json.loads)(value)
     except ValueError:
-        needed = {"NUMBER_INTEGER": "a whole number", "NUMBER_DOUBLE": "a number"}.get(kind, "JSON")
+        names = {"NUMBER_INTEGER": "a whole number", "NUMBER_DOUBLE": "a number", "BOOLEAN": "true or false"}
+        needed = names.get(kind, "JSON")
         raise UsageError(f"--set {name}", repr(value), f"{needed} is needed", "correct the value") from None
 
 

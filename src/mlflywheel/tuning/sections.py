@@ -11,7 +11,7 @@ from mlflywheel.tuning.experiment import Objective, Parameter
 from mlflywheel.tuning.importance import FEWEST_TRIALS, estimate_importance, select_trials
 from mlflywheel.tuning.search import SearchResult, Trial, TrialStatus, find_best
 
-DEFAULTS = "the defaults, measured on the same validation part"
+GIVEN = "the given parameters, measured on the same validation part"
 
 _STATUS_WORDS: dict[TrialStatus, str] = {
     "succeeded": "succeeded",
@@ -178,18 +178,18 @@ def _tell_best(objective: Objective, best: Trial, baseline: float | None) -> str
     value = float(best.objective or 0.0)
     if baseline is None:
         return (
-            f"{_name(best)} is the best with {objective.metric} {format_number(value)}. What the defaults reach was "
-            "not measured, so nothing here says whether the search was worth it."
+            f"{_name(best)} is the best with {objective.metric} {format_number(value)}. What the given parameters reach"
+            " was not measured, so nothing here says whether the search was worth it."
         )
     shown, beside = format_pair(value, baseline)
     decimals = [_decimals(shown), _decimals(beside)]
     gap = format_number(abs(value - baseline), None if None in decimals else decimals[0])
-    words = f"{_name(best)} is the best with {objective.metric} {shown}; {DEFAULTS}, reach {beside}."
+    words = f"{_name(best)} is the best with {objective.metric} {shown}; {GIVEN}, reach {beside}."
     if objective.improves(value, baseline):
         return f"{words} The best trial is better by {gap}."
     if value == baseline:
-        return f"{words} No trial is better than the defaults. Nothing here speaks for leaving them."
-    return f"{words} No trial is better than the defaults; the best one is worse by {gap}. Keep the defaults."
+        return f"{words} No trial is better than the given parameters. Nothing here speaks for leaving them."
+    return f"{words} No trial is better than the given parameters; the best one is worse by {gap}."
 
 
 def _decimals(shown: str) -> int | None:
@@ -247,12 +247,12 @@ def _draw_history(result: SearchResult, best: Trial | None, baseline: float | No
         series.append({"name": "Best so far", "style": "steps", "points": steps})
     if best is not None:
         series.append(_make_dots("Best trial", [best], "diamond", "best"))
-    levels = [{"value": baseline, "label": "defaults"}] if baseline is not None else []
+    levels = [{"value": baseline, "label": "given parameters"}] if baseline is not None else []
     levels += [{"value": objective.goal, "label": "goal"}] if is_number(objective.goal) else []
     better = "Higher" if objective.direction == "maximize" else "Lower"
     text = f"Each trial's {objective.metric} in the order of the trials, and the best so far. {better} is better."
     if baseline is not None:
-        text += f' The level "defaults" is {DEFAULTS}.'
+        text += f' The level "given parameters" is {GIVEN}.'
     data = {"series": series, "references": levels, "x_label": "trial", "y_label": objective.metric}
     return Section("lines", "History", text, data)
 
