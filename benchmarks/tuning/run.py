@@ -284,6 +284,7 @@ def main() -> None:
         "cost": cost,
         "studies": [study for study in studies if study is not None],
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.out == RESULTS:
         write_tables(result, FOLDER.parent / "README.md")
