@@ -416,6 +416,48 @@ def show_model(
 
 
 @app.command()
+def lint(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE|DIR|-", help="Rendered manifests; - reads standard input.", show_default=False),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules and exit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what KServe refuses or ignores in manifests, and for what costs availability or money.
+
+    \b
+    kubectl kustomize . | mlflywheel lint -
+    mlflywheel lint rendered/ --strict --json
+    """
+    from mlflywheel.lint import RULES, SEVERITIES, lint_paths
+
+    if rules:
+        listed = [{"rule": r.id, "severity": r.severity, "description": r.description} for r in RULES.values()]
+        print(
+            json.dumps(listed)
+            if as_json
+            else "\n".join("{rule:<32}{severity:<9}{description}".format(**r) for r in listed)
+        )
+        return
+    if not paths:
+        raise UsageError(
+            "lint", "no file", "a file, a folder or - is needed", "kubectl kustomize . | mlflywheel lint -"
+        )
+    found = lint_paths(["-" if path == "-" else Path(path) for path in paths])
+    counts = {severity: sum(finding.severity == severity for finding in found) for severity in SEVERITIES}
+    if as_json:
+        print(json.dumps({**counts, "findings": [finding.to_dict() for finding in found]}, indent=1))
+    else:
+        for finding in found:
+            print(finding)
+        print(", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items()))
+    if counts["error"] or (strict and counts["warning"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson = False) -> None:
     """Look at this installation, and say what would get in the way and how to mend it.
 

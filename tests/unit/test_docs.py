@@ -38,7 +38,7 @@ def test_every_pipeline_has_a_page_that_names_its_columns(pipeline: Pipeline) ->
 
 
 def test_commands_in_the_pages_exist() -> None:
-    known = {"run", "tune", "compile", "sample", "score", "models list", "models show", "doctor"}
+    known = {"run", "tune", "lint", "serve", "compile", "sample", "score", "models list", "models show", "doctor"}
     used = set()
     for page in PAGES:
         for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
