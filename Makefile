@@ -15,6 +15,7 @@ LOCK = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --pyt
 # `podman build` and `buildah build` do as well.
 BUILD_IMAGE ?= docker build
 BENCH ?= fingerprints
+IMAGE ?= components
 
 .PHONY: help setup run test test-cluster cluster-tools check format compile lock bench image clean
 
@@ -66,17 +67,19 @@ compile: setup ## Write every pipeline.yaml from its pipeline.py
 	$(BIN)/mlflywheel compile
 
 lock: setup ## Resolve requirements/*.txt from pyproject.toml
-	$(LOCK) pyproject.toml --all-extras --group dev --group benchmarks -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra all --extra gcs --group dev --group benchmarks -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra pipelines --extra tuning --extra cluster --extra fast --extra s3 -c requirements/dev.txt \
 		-o requirements/components.txt
+	$(LOCK) pyproject.toml --extra serving --extra fast -c requirements/dev.txt -o requirements/predictor.txt
+	$(LOCK) pyproject.toml --extra serving --extra fast --extra gpu -c requirements/dev.txt -o requirements/predictor-gpu.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 
 bench: setup ## Measure against peers; also make bench BENCH=pipeline, and BENCH=tuning
 	$(BIN)/python -m benchmarks.$(BENCH).run $(ARGS)
 
-image: setup ## Build the component image
-	$(BUILD_IMAGE) -f serving/components.Containerfile \
-		-t "$$($(BIN)/python -c 'from mlflywheel.images import COMPONENTS; print(COMPONENTS)')" .
+image: setup ## Build an image: make image IMAGE=components, predictor or predictor-gpu
+	$(BUILD_IMAGE) -f serving/$(IMAGE:-gpu=).Containerfile $(if $(filter %-gpu,$(IMAGE)),--build-arg LOCK=$(IMAGE).txt) \
+		-t "$$($(BIN)/python -c 'from mlflywheel import images; print(getattr(images, "$(IMAGE)".upper().replace("-", "_")))')" .
 
 clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,3 +7,6 @@ replay results of older code (docs/adr/0003). `mlflywheel submit --image repo@sh
 from mlflywheel import __version__
 
 COMPONENTS = f"ghcr.io/mlflywheel/components:{__version__}"
+# What manifests/ deploy. The second one holds CUDA's libraries as well.
+PREDICTOR = f"ghcr.io/mlflywheel/predictor:{__version__}"
+PREDICTOR_GPU = f"{PREDICTOR}-gpu"
