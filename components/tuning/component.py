@@ -20,6 +20,7 @@ def tune_model(
     split_column: str = "",
     split_seed: int = 0,
     validation_fraction: float = 0.25,
+    confirmations: int = 5,
     secret: str = "",
     timeout_seconds: float = 86400.0,
     cleanup: str = "never",
@@ -40,13 +41,15 @@ def tune_model(
         split_column: The group or time column of the grouped and temporal methods.
         split_seed: The seed with which the training rows were split off.
         validation_fraction: Share of the training rows to judge trials on, between 0 and 1.
+        confirmations: Splits of other rows on which the best trial is compared once more with the given parameters; 0
+            takes it as soon as it is better.
         secret: Kubernetes secret with the object store's keys, NAME or NAME:ACCESS_KEY:SECRET_KEY; Kubeflow's own if
             empty.
         timeout_seconds: How long to wait for the cluster's search.
         cleanup: When the cluster's Experiment is deleted: never, on_success or always.
 
     Returns:
-        JSON object of the parameters to train with: the best trial's if they are better.
+        JSON object of the parameters to train with: the best trial's if they are confirmed to be better.
     """
     import json
     from pathlib import Path
@@ -68,6 +71,7 @@ def tune_model(
             params=params,
             split=(split_method, split_column, split_seed),
             validation_fraction=validation_fraction,
+            confirmations=confirmations,
             secret=secret,
             timeout_seconds=timeout_seconds,
             cleanup=cleanup,

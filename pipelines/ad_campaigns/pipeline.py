@@ -43,6 +43,7 @@ def ad_campaigns(
     tune_executor: str = "katib",
     tune_secret: str = "",
     validation_fraction: float = 0.25,
+    confirmations: int = 5,
     gates: str = read_configuration(_FOLDER / "gates.yaml"),
     model_name: str = "ad-campaigns",
     registry: str = "http://model-registry-service.kubeflow.svc.cluster.local:8080",
@@ -64,6 +65,7 @@ def ad_campaigns(
         tune_executor: Who runs its trials: katib (the cluster's), or local (processes beside the step).
         tune_secret: Secret with the object store's keys, for trial pods: NAME, or NAME:ACCESS_KEY:SECRET_KEY.
         validation_fraction: Share of the training campaigns that trials are judged on.
+        confirmations: Splits of other rows on which the best trial must be better once more; 0 for none.
         gates: The thresholds, as YAML.
         model_name: Name to register the model under.
         registry: URL of a Kubeflow Model Registry, or path of an embedded one.
@@ -89,6 +91,7 @@ def ad_campaigns(
         split_column=split_column,
         split_seed=split_seed,
         validation_fraction=validation_fraction,
+        confirmations=confirmations,
         secret=tune_secret,
     )
     # A search that a lost pod had begun is taken up where it stands.

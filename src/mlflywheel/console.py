@@ -121,7 +121,7 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"{held} of {sum(g['holds'] is not None for g in summary['gates'])} gates hold", highlight=False)
     tuning = summary.get("tuning")
     if tuning:
-        kept = "" if tuning["improved"] else "; not better, so the given parameters were kept"
+        kept = "" if tuning["improved"] else "; not confirmed on other rows, so the given parameters were kept"
         console.print(
             f"tuned over {tuning['trials']} trials: {tuning['objective']} {tuning['best']:.4g} on the validation part,"
             f" {tuning['baseline']:.4g} before{kept}",
@@ -169,8 +169,16 @@ def print_search(console: Console, target: str, search: Search) -> None:
         console.print()
         console.print(Text(f"{result.objective.metric}  {best.objective:.6g}", "bold"), f"by {best.name}")
     if tuned is not None:
-        verdict = "better" if tuned.improved else "not better, so these are kept"
-        console.print(f"with the parameters it began from: {tuned.baseline:.6g} ({verdict})", highlight=False)
+        console.print(f"with the given parameters: {tuned.baseline:.6g}", highlight=False)
+        if tuned.confirmation is not None and tuned.confirmation.mean is not None:
+            splits = len(tuned.confirmation.differences)
+            console.print(
+                f"on {splits} splits of other rows the best is better by {tuned.confirmation.mean:+.4g} on average"
+                f" (p = {tuned.confirmation.p_value:.2g})",
+                highlight=False,
+            )
+        if not tuned.improved:
+            console.print("not confirmed to be better, so the given parameters are kept", highlight=False)
     counts = {status: result.count(status) for status in dict.fromkeys(trial.status for trial in result.trials)}
     told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
     taken = f", {result.resumed} taken over from an earlier call" if result.resumed else ""

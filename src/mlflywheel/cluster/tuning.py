@@ -143,6 +143,7 @@ def tune(
     params: str = "{}",
     split: tuple[str, str, int] = ("random", "", 0),
     validation_fraction: float = 0.25,
+    confirmations: int = 5,
     secret: str = "",
     timeout_seconds: float | None = None,
     cleanup: str = "never",
@@ -159,6 +160,7 @@ def tune(
         params: JSON object of the parameters that the search begins from.
         split: Method, column and seed with which the training rows were split off.
         validation_fraction: Share of the training rows to judge trials on.
+        confirmations: Splits of other rows on which the best trial is compared once more; 0 for none.
         secret: The object store's keys, as `describe_access` takes them.
         timeout_seconds: How long to wait for the cluster.
         cleanup: When the cluster's Experiment is deleted.
@@ -204,4 +206,4 @@ def tune(
             else make_tuner(executor, searches, key=key)
         )
         secrets = describe_access(uri, secret) if on_cluster else {}
-        return read, tune_model(read, tuner, given, table, secrets, progress)
+        return read, tune_model(read, tuner, given, table, secrets, progress, confirmations=confirmations)

@@ -168,7 +168,10 @@ def search_pipeline(
         storage.upload_folder(_alone(place), uri, progress)
         given = given.model_copy(update={"data": f"{uri}/{place.name}"})
         secrets = describe_access(uri, execution.secret)
-    tuned = tune_model(experiment, execution.tuner(searches, key), given, train, secrets, progress)
+    confirmations = int(values["confirmations"])
+    tuned = tune_model(
+        experiment, execution.tuner(searches, key), given, train, secrets, progress, confirmations=confirmations
+    )
     folder = _make_folder(searches, experiment, key)
     search, report = folder / "search.json", folder / "report.html"
     write_search(tuned, experiment, search, report)

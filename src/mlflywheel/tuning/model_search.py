@@ -12,6 +12,7 @@ from mlflywheel.errors import UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import load_model_class
 from mlflywheel.models.parameters import merge
+from mlflywheel.tuning.confirmation import Confirmation, confirm
 from mlflywheel.tuning.experiment import Experiment
 from mlflywheel.tuning.search import SearchResult, Tuner
 from mlflywheel.tuning.trial import INPUT_VARIABLE, MODULE, TrialInput, read_overrides, run_trial
@@ -27,14 +28,17 @@ class Tuned:
     Args:
         result: Every trial.
         baseline: The objective's value with the parameters that the search began from, on the same rows.
-        params: What to train with: the best trial's parameters if they are better, else those that it began from.
-        improved: Whether they are better.
+        params: What to train with: the best trial's parameters if they are confirmed, else those that it began from.
+        improved: Whether they are confirmed.
+        confirmation: What came of fitting both again; None where the best trial was no better than the given
+            parameters, or was to be taken unconfirmed.
     """
 
     result: SearchResult
     baseline: float
     params: Mapping[str, Any]
     improved: bool
+    confirmation: Confirmation | None = None
 
     @property
     def best(self) -> float:
@@ -59,6 +63,7 @@ class Tuned:
             "best_trial": None if best is None else best.name,
             "best_parameters": {} if best is None else dict(best.parameters),
             "improved": self.improved,
+            "confirmation": None if self.confirmation is None else self.confirmation.to_dict(),
             "params": dict(self.params),
         }
 
@@ -145,6 +150,8 @@ def tune_model(
     table: "pa.Table",
     secrets: Mapping[str, Any] | None = None,
     progress: ProgressCallback = ignore_progress,
+    *,
+    confirmations: int = 5,
 ) -> Tuned:
     """Search for better parameters than the given ones.
 
@@ -154,7 +161,9 @@ def tune_model(
         given: What the trials have in common; `params` is where the search begins.
         table: The rows behind `given.data`.
         secrets: Environment variables that the trials need to read the rows.
-        progress: Called with the phases `baseline` and `trials`.
+        progress: Called with the phases `baseline`, `trials` and `confirmation`.
+        confirmations: Splits on which the best trial's parameters are compared once more with the given ones; 0 takes
+            them as soon as the best trial is better.
 
     Raises:
         UsageError: The tuner cannot run it, or the model refuses a parameter.
@@ -169,11 +178,13 @@ def tune_model(
     progress("baseline", 1, 1)
     result = tuner.search(bound, progress)
     best = result.best
-    improved = best is not None and best.objective is not None and bound.objective.improves(best.objective, baseline)
-    params = dict(given.params)
-    if best is not None and improved:
-        params = merge(params, read_overrides(read_trial_words(bound, best.parameters) or []))
-    return Tuned(result, baseline, params, improved)
+    if best is None or best.objective is None or not bound.objective.improves(best.objective, baseline):
+        return Tuned(result, baseline, dict(given.params), False)
+    params = merge(given.params, read_overrides(read_trial_words(bound, best.parameters) or []))
+    if not confirmations:
+        return Tuned(result, baseline, params, True)
+    found = confirm(given, params, bound.objective, table, confirmations, progress)
+    return Tuned(result, baseline, params if found.confirmed else dict(given.params), found.confirmed, found)
 
 
 def write_search(tuned: Tuned, experiment: Experiment, search: Path, report: Path | None = None) -> None:
@@ -182,7 +193,7 @@ def write_search(tuned: Tuned, experiment: Experiment, search: Path, report: Pat
 
     from mlflywheel.tuning.sections import build_search_sections, render_search
 
-    sections = build_search_sections(tuned.result, experiment.parameters, tuned.baseline)
+    sections = build_search_sections(tuned.result, experiment.parameters, tuned.baseline, tuned.confirmation)
     values = {
         "schema": 1,
         "facts": tuned.facts(),
@@ -191,7 +202,9 @@ def write_search(tuned: Tuned, experiment: Experiment, search: Path, report: Pat
     }
     search.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
     if report is not None:
-        report.write_text(render_search(tuned.result, experiment.parameters, tuned.baseline), encoding="utf-8")
+        report.write_text(
+            render_search(tuned.result, experiment.parameters, tuned.baseline, tuned.confirmation), encoding="utf-8"
+        )
 
 
 def write_skipped_search(search: Path, report: Path) -> None:

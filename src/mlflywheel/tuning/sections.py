@@ -7,6 +7,7 @@ from typing import Any
 from mlflywheel.models.contract import Evaluation, Section
 from mlflywheel.reports import Report, render_report
 from mlflywheel.reports.formats import format_number, format_pair, format_share, is_number, plural
+from mlflywheel.tuning.confirmation import Confirmation
 from mlflywheel.tuning.experiment import Objective, Parameter
 from mlflywheel.tuning.importance import FEWEST_TRIALS, estimate_importance, select_trials
 from mlflywheel.tuning.search import SearchResult, Trial, TrialStatus, find_best
@@ -34,15 +35,19 @@ _MESSAGE_LENGTH = 300
 
 
 def build_search_sections(
-    result: SearchResult, experiment_parameters: Sequence[Parameter], baseline: float | None = None
+    result: SearchResult,
+    experiment_parameters: Sequence[Parameter],
+    baseline: float | None = None,
+    confirmation: Confirmation | None = None,
 ) -> tuple[Section, ...]:
     """Show a search.
 
     Args:
         result: What it found.
         experiment_parameters: Its search space; parameters that only trials have are shown after these.
-        baseline: The objective of the default parameters on the rows that the trials were judged by, None if it was
+        baseline: The objective of the given parameters on the rows that the trials were judged by, None if it was
             not measured.
+        confirmation: What came of fitting both again, None if that was not asked.
 
     Returns:
         How it ended, the best trial's parameters, the history, parallel coordinates, importance, and the table of
@@ -53,7 +58,7 @@ def build_search_sections(
     best = _find_best(result)
     valued = [trial for trial in result.trials if is_number(trial.objective)]
     shares = estimate_importance(result, experiment_parameters)
-    sections = [_tell(result, best, baseline)]
+    sections = [_tell(result, best, baseline, confirmation)]
     if best is not None and parameters:
         sections.append(_list_best(best, parameters))
     if len(result.trials) > 1:
@@ -70,6 +75,7 @@ def render_search(
     result: SearchResult,
     parameters: Sequence[Parameter],
     baseline: float | None = None,
+    confirmation: Confirmation | None = None,
     title: str = "Search for parameters",
 ) -> str:
     """Render a search as a page of its own.
@@ -78,6 +84,7 @@ def render_search(
         result: What it found.
         parameters: Its search space.
         baseline: As in `build_search_sections`.
+        confirmation: As there.
         title: Heading of the page.
 
     Returns:
@@ -93,7 +100,7 @@ def render_search(
         "reason": result.reason,
         **({"facts": dict(result.facts)} if result.facts else {}),
     }
-    sections = build_search_sections(result, parameters, baseline)
+    sections = build_search_sections(result, parameters, baseline, confirmation)
     return render_report(Report(title, summary, Evaluation((), sections)))
 
 
@@ -133,7 +140,9 @@ def _count(result: SearchResult) -> str:
     return f"{plural(len(result.trials), 'trial')}: {', '.join(parts)}" if parts else "no trials"
 
 
-def _tell(result: SearchResult, best: Trial | None, baseline: float | None) -> Section:
+def _tell(
+    result: SearchResult, best: Trial | None, baseline: float | None, confirmation: Confirmation | None
+) -> Section:
     objective = result.objective
     counts = f"{_count(result)}."
     if result.resumed:
@@ -151,9 +160,28 @@ def _tell(result: SearchResult, best: Trial | None, baseline: float | None) -> S
             "parameters will be on other rows. Judge them by values from rows that the search never saw, as the final "
             "numbers of a run's report are."
         )
+    if confirmation is not None:
+        paragraphs.append(_tell_confirmation(confirmation))
     direction = "largest" if objective.direction == "maximize" else "smallest"
     text = f"A search for the {direction} {objective.metric}, run by the executor {result.executor}."
     return Section("text", "The search", text, {"paragraphs": paragraphs})
+
+
+def _tell_confirmation(confirmation: Confirmation) -> str:
+    count = len(confirmation.differences)
+    if confirmation.failure:
+        return f"They are not used: they could not be fitted again on other rows ({confirmation.failure})."
+    if confirmation.mean is None or confirmation.p_value is None:
+        return "They are not used: nothing was measured on other rows."
+    direction = "better" if confirmation.mean >= 0 else "worse"
+    words = (
+        f"Fitted again on {count} splits of rows that did not choose them, they are {direction} by "
+        f"{format_number(abs(confirmation.mean))} on average (one-sided p = {confirmation.p_value:.2g}, by a t-test "
+        "that is corrected for rows that repeat)"
+    )
+    if confirmation.confirmed:
+        return f"{words}, so the model is trained with them."
+    return f"{words}. That can be chance, so the given parameters are kept."
 
 
 def _tell_end(result: SearchResult, best: Trial | None) -> str:

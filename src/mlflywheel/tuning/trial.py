@@ -73,10 +73,16 @@ def run_trial(given: TrialInput, overrides: Mapping[str, Any], table: "pa.Table 
         ModelError: A metric has no finite value on these rows; the message says why.
         UsageError: The model has no such parameter or metric.
     """
+    params = merge(given.params, overrides)
+    # What the model refuses is told before the rows are read.
+    load_model_class(given.model).Params.parse(params, "trial parameters")
+    return fit_and_measure(given, params, cut_validation(given, read_rows(given.data) if table is None else table))
+
+
+def fit_and_measure(given: TrialInput, params: Mapping[str, Any], parts: "Split") -> dict[str, float]:
+    """Fit with complete parameters on one part, and measure `given.metrics` on the other; errors as for `run_trial`."""
     model_class = load_model_class(given.model)
-    params = model_class.Params.parse(merge(given.params, overrides), "trial parameters")
-    parts = cut_validation(given, read_rows(given.data) if table is None else table)
-    fitted = model_class.fit(parts.train, params)
+    fitted = model_class.fit(parts.train, model_class.Params.parse(params, "trial parameters"))
     return {found.metric: _finite(found) for found in fitted.measure(parts.holdout, given.metrics)}
 
 
