@@ -184,7 +184,16 @@ class TestHeld:
         expected = {
             "campaign_id": pa.string(),
             "fingerprint": pa.list_(pa.float32(), 50),
-            "topics": pa.list_(pa.struct([("id", pa.int32()), ("name", pa.string()), ("weight", pa.float32())])),
+            "topics": pa.list_(
+                pa.struct(
+                    [
+                        ("id", pa.int32()),
+                        ("name", pa.string()),
+                        ("weight", pa.float32()),
+                        ("terms", pa.list_(pa.string())),
+                    ]
+                )
+            ),
             "neighbours": pa.list_(pa.struct([("campaign_id", pa.string()), ("similarity", pa.float32())])),
             "recommended": pa.list_(
                 pa.struct([("term", pa.string()), ("score", pa.float32()), ("evidence", evidence)])

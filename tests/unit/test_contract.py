@@ -116,6 +116,7 @@ class TestSaving:
     def test_a_saved_model_loads_as_it_was(self, saved: Path) -> None:
         assert Mean.load(saved).mean == 2.5
         assert NextMinor.load(saved).mean == 2.5
+        assert Mean.load(saved).versions() == {}
 
     def test_the_hash_names_the_content(self, saved: Path, tmp_path: Path) -> None:
         again = Mean(2.5).save(tmp_path / "again")

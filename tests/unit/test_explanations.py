@@ -62,6 +62,32 @@ def test_a_topic_is_driven_by_its_own_terms(model: TopicFingerprints) -> None:
     assert all(part["term"] != "unheard of" for row in rows for part in row["terms"])
 
 
+def test_the_terms_of_a_topic_are_the_first_of_its_explanation(model: TopicFingerprints, strangers: pa.Table) -> None:
+    explained = {(row["campaign_id"], row["topic_id"]): row["terms"] for row in model.explain(strangers).to_pylist()}
+    listed = 0
+    for answer in model.predict(strangers).to_pylist():
+        for topic in answer["topics"]:
+            parts = explained[answer["campaign_id"], topic["id"]]
+            assert topic["terms"] == [part["term"] for part in parts if part["contribution"] > 0][:3]
+            listed += len(topic["terms"])
+    assert listed > 3 * strangers.num_rows
+
+
+def test_terms_that_bring_the_same_stand_in_the_order_of_the_alphabet(model: TopicFingerprints) -> None:
+    campaign = campaigns_of(["travel3?", "travel3", "travel3 ~", "travel3!"])
+    (answer,) = model.predict(campaign).to_pylist()
+    assert answer["topics"][0]["terms"] == ["travel3", "travel3 ~", "travel3!"]
+    parts = model.explain(campaign)["terms"][answer["topics"][0]["id"]].as_py()
+    assert [part["term"] for part in parts] == ["travel3", "travel3 ~", "travel3!", "travel3?"]
+
+
+def test_an_explanation_has_the_same_bits_alone_and_among_others(model: TopicFingerprints, strangers: pa.Table) -> None:
+    together = model.explain(strangers)
+    for position in (0, 3, 7):
+        alone = model.explain(strangers.slice(position, 1))
+        assert alone.equals(together.slice(position * model.num_topics, model.num_topics).combine_chunks())
+
+
 def test_a_campaign_without_known_terms_is_all_base(model: TopicFingerprints, strangers: pa.Table) -> None:
     rows = [row for row in model.explain(strangers).to_pylist() if row["campaign_id"] == "new0003"]
     assert len(rows) == model.num_topics

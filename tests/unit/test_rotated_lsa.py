@@ -75,13 +75,23 @@ def test_a_fingerprint_is_the_weighted_mean_of_its_terms(model: RotatedLsa) -> N
 def test_attribution_adds_up_to_the_share(
     model: RotatedLsa, planted: tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 ) -> None:
-    shares = model.transform(planted[0][:20])
+    counts = planted[0][:20]
+    split = model.decompose(counts)
+    np.testing.assert_array_equal(split.shares, model.transform(counts))
+    assert not split.base.any()
     for row in range(20):
-        columns, parts, base = model.attribute(planted[0][row])
-        assert columns.tolist() == planted[0][row].indices.tolist()
+        own = slice(*counts.indptr[row : row + 2])
+        parts = split.weights[own, None] * split.features[counts.indices[own]] * split.scale[row]
         assert (parts >= 0).all()
-        assert not base.any()
-        np.testing.assert_allclose(parts.sum(axis=0), shares[row], atol=1e-7)
+        np.testing.assert_allclose(parts.sum(axis=0), split.shares[row], atol=1e-7)
+
+
+def test_parts_have_the_same_bits_alone_and_among_others(
+    model: RotatedLsa, planted: tuple[sp.csr_matrix, np.ndarray, np.ndarray]
+) -> None:
+    together, alone = model.decompose(planted[0][:20]), model.decompose(planted[0][7])
+    np.testing.assert_array_equal(alone.scale[0], together.scale[7])
+    np.testing.assert_array_equal(alone.weights, together.weights[slice(*planted[0].indptr[7:9])])
 
 
 def test_a_row_without_terms_gets_the_mean_of_the_others(
@@ -90,9 +100,9 @@ def test_a_row_without_terms_gets_the_mean_of_the_others(
     empty = sp.csr_matrix((2, TERMS), dtype=np.float32)
     np.testing.assert_array_equal(model.transform(empty), [model.prior, model.prior])
     np.testing.assert_allclose(model.prior, model.transform(planted[0]).mean(axis=0), atol=1e-6)
-    columns, parts, base = model.attribute(empty[0])
-    assert len(columns) == len(parts) == 0
-    np.testing.assert_array_equal(base.astype(np.float32), model.prior)
+    split = model.decompose(empty)
+    assert len(split.weights) == 0
+    np.testing.assert_array_equal(split.base.astype(np.float32), [model.prior, model.prior])
 
 
 def test_empty_rows_in_training_do_not_move_the_prior(planted: tuple[sp.csr_matrix, np.ndarray, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,7 @@ class TestPredicting:
             weights = [topic.weight for topic in answer.topics]
             assert weights == sorted(weights, reverse=True)
             assert weights[0] == max(answer.fingerprint)
+            assert all(1 <= len(topic.terms) <= 3 for topic in answer.topics)
             assert answer.note is None
 
     def test_neighbours_are_of_the_same_vertical(self, model: TopicFingerprints, strangers: pa.Table) -> None:
@@ -244,6 +246,15 @@ class TestFitting:
         assert facts["catalogue_campaigns"] == 120
         assert facts["num_topics"] == len(model.named)
         assert facts["vocabulary_terms"] == len(model.vocabulary)
+        assert facts["dictionary_hash"] == model.dictionary_hash
+
+    def test_models_of_one_vocabulary_have_one_dictionary_hash(
+        self, fitted: dict[str, TopicFingerprints], campaigns: pa.Table, strangers: pa.Table
+    ) -> None:
+        first, second = (model.versions() for model in fitted.values())
+        assert first == second == fitted["lda"].extend(strangers).versions()
+        assert re.fullmatch("sha256:[0-9a-f]{64}", first["dictionary_hash"])
+        assert fit(campaigns, text={"bigrams": False}).versions() != first
 
     def test_spacy_lemmas_work_from_fit_to_load(self, tmp_path: Path) -> None:
         pytest.importorskip("spacy", reason="needs mlflywheel[spacy]")
@@ -294,6 +305,7 @@ class TestSaving:
         assert loaded.predict(strangers).equals(model.predict(strangers))
         assert loaded.explain(strangers.slice(0, 2)).equals(model.explain(strangers.slice(0, 2)))
         assert loaded.describe() == model.describe()
+        assert loaded.versions() == model.versions()
         assert loaded.save(tmp_path / "again") == saved_hash
         assert verify_model_folder(tmp_path / "model")["facts"] == model.describe()
 
@@ -366,6 +378,11 @@ class TestRequests:
             {"campaign_id": "x", "terms": ["c"], "weights": [2.5]},
             {"campaign_id": "", "terms": [], "weights": []},
         ]
+
+    def test_the_terms_of_a_topic_are_written_as_they_were_cleaned(self, model: TopicFingerprints) -> None:
+        (answer,) = model.predict(campaigns_of(['"TRAVEL3  travel4"', "[Shoes1]", "zyzzyva"])).to_pylist()
+        named = {topic["terms"][0] for topic in answer["topics"] if topic["weight"] > 0.2}
+        assert named == {"travel3 travel4", "shoes1"}
 
     def test_a_request_equals_the_same_prepared_row(self, model: TopicFingerprints, strangers: pa.Table) -> None:
         row = strangers.slice(0, 1).to_pylist()[0]

@@ -32,6 +32,8 @@ MANIFEST_SCHEMA = 1
 ENTRY_POINT_GROUP = "mlflywheel.models"
 _SHOWN_CHARACTERS = 100
 
+DeviceName = Literal["auto", "cpu", "cuda"]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -215,7 +217,7 @@ class Model(ABC):
 
     @abstractmethod
     def predict(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> pa.Table:
-        """Score prepared rows: one output row for each, in the same order."""
+        """Score prepared rows: one output row for each, in the same order. Threads may call it at the same time."""
 
     @abstractmethod
     def evaluate(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Evaluation:
@@ -251,6 +253,30 @@ class Model(ABC):
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Return flat facts for the registry: algorithm, sizes, parameters worth comparing."""
+        return {}
+
+    def use_device(self, wanted: DeviceName) -> tuple[Self, str]:
+        """Return the model that computes there, and what that is, in words.
+
+        A model that can use a GPU overrides this.
+
+        Args:
+            wanted: `cuda` is a GPU and nothing else, `auto` a GPU where there is one.
+
+        Raises:
+            UsageError: `cuda` is wanted, and the model or the machine cannot.
+        """
+        if wanted == "cuda":
+            raise UsageError(
+                "--device cuda",
+                f"{type(self).__name__} computes on the CPU only",
+                "a model that can use a GPU is needed",
+                "leave --device out, or write --device auto",
+            )
+        return self, "cpu"
+
+    def versions(self) -> dict[str, str]:
+        """Return hashes that a caller may compare: what the answer depends on beside the model's files."""
         return {}
 
     @classmethod

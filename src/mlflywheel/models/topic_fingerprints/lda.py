@@ -17,7 +17,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from scipy.sparse import csr_matrix
 from mlflywheel.errors import MissingExtraError, ModelError, ModelFilesError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import Settings
+from mlflywheel.models.topic_fingerprints.attribution import Decomposition
 
 FloatArray = NDArray[np.float32]
 
@@ -43,6 +44,8 @@ _SEED_ROWS = 10_000
 _NMF_ITERATIONS = 20
 _SCORED_AT_ONCE = 100_000
 _ROWS_PER_PROGRESS = 500
+# Rows of products that stay in a core's cache.
+_MULTIPLIED_AT_ONCE = 1024
 
 
 class LdaParams(Settings):
@@ -170,9 +173,7 @@ class Lda:
         Raises:
             ModelError: Another number of terms, or a count is negative or not finite.
         """
-        gamma = self._engine.infer(_checked(counts, self.num_terms), self._expected)
-        shares: FloatArray = gamma / gamma.sum(axis=1, keepdims=True)
-        return shares
+        return _to_shares(self._engine.infer(_checked(counts, self.num_terms), self._expected))
 
     def topic_term(self) -> FloatArray:
         """Return p(term | topic): (K, V), rows sum to 1."""
@@ -184,35 +185,36 @@ class Lda:
         smoothed = self._topic_counts.T.astype(np.float64) + self.eta
         return np.asarray(smoothed / smoothed.sum(axis=1, keepdims=True), dtype=np.float32)
 
-    def attribute(self, counts_row: csr_matrix) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
-        """Split a campaign's topic shares into what each of its terms brings, and the prior.
+    def decompose(self, counts: csr_matrix) -> Decomposition:
+        """Return the topic shares of campaigns, with what each count brings to them; the base is what the prior brings.
 
         The shares are `gamma / sum(gamma)` with `gamma_k = alpha + sum_t n_t phi_tk`, so each term's part is known.
 
         Args:
-            counts_row: One campaign, (1, V).
+            counts: (n, V), as for `transform`.
 
-        Returns:
-            Column numbers of its m terms; their contributions, (m, K), >= 0; and what the prior brings, (K,).
-            `base + contributions.sum(axis=0)` equals `transform(counts_row)[0]` up to float32.
+        Raises:
+            ModelError: As for `transform`.
         """
-        row = _checked(counts_row, self.num_terms)
-        if row.shape[0] != 1:
-            raise ModelError(
-                "attribution", f"{row.shape[0]} campaigns", "exactly one is needed", "attribute them one by one"
-            )
-        gamma = self._engine.infer(row, self._expected)[0].astype(np.float64)
-        gained = np.maximum(gamma - self.alpha, 0.0)
-        phi = self._expected[row.indices].astype(np.float64) * _exp_digamma(gamma)
-        norm = phi.sum(axis=1, keepdims=True)
-        parts = row.data[:, None] * np.divide(phi, norm, out=np.zeros_like(phi), where=norm > 0)
+        counts = _checked(counts, self.num_terms)
+        gamma = self._engine.infer(counts, self._expected)
+        exact = gamma.astype(np.float64)
+        gained = np.maximum(exact - self.alpha, 0.0)
+        norms = _multiply_rows(counts, self._exact_expected, _exp_digamma(exact))
+        weights = np.divide(counts.data, norms, out=np.zeros_like(norms), where=norms > 0)
         # phi belongs to the finished gamma, and gamma to the phi one iteration before: equal up to the tolerance. The
-        # factor takes up that difference, so that the parts add up to the shares exactly.
-        sums = parts.sum(axis=0)
-        parts *= np.divide(gained, sums, out=np.zeros_like(sums), where=sums > 0)
-        total = gamma.sum()
-        base = (gamma - parts.sum(axis=0)) / total
-        return row.indices.astype(np.int64), (parts / total).astype(np.float32), base.astype(np.float32)
+        # scale takes up that difference, so that the parts add up to the shares exactly.
+        weighted = csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape)
+        sums = np.asarray(weighted @ self._exact_expected)
+        scale = np.divide(gained, sums, out=np.zeros_like(sums), where=sums > 0)
+        totals = exact.sum(axis=1, keepdims=True)
+        base = (exact - np.where(sums > 0, gained, 0.0)) / totals
+        return Decomposition(_to_shares(gamma), weights, self._exact_expected, scale / totals, base)
+
+    @cached_property
+    def _exact_expected(self) -> NDArray[np.float64]:
+        """As float64, so that one campaign does not convert all of it."""
+        return self._expected.astype(np.float64)
 
     def perplexity(self, counts: csr_matrix) -> float:
         """Score held-out campaigns by document completion; lower is better.
@@ -577,6 +579,23 @@ def _expect_topics(topic_counts: FloatArray, eta: float) -> FloatArray:
     # The same for both engines, so that a fitted model is the same object whichever runs it.
     smoothed = topic_counts.T.astype(np.float64) + eta
     return np.ascontiguousarray(_exp_digamma(smoothed) / _exp_digamma(smoothed.sum(axis=0)), dtype=np.float32)
+
+
+def _to_shares(gamma: FloatArray) -> FloatArray:
+    shares: FloatArray = gamma / gamma.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _multiply_rows(
+    counts: csr_matrix, expected: NDArray[np.float64], topics: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the product of its term's row and its campaign's row for each stored count, float64 (counts,)."""
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    products = np.empty(counts.nnz)
+    for low in range(0, counts.nnz, _MULTIPLIED_AT_ONCE):
+        part = slice(low, low + _MULTIPLIED_AT_ONCE)
+        products[part] = (expected[counts.indices[part]] * topics[rows[part]]).sum(axis=1)
+    return products
 
 
 def _exp_digamma(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """`TopicFingerprints`: campaigns in, fingerprints, similar campaigns and recommended keywords out."""
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,9 @@ from pydantic import (
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, Settings
+from mlflywheel.models.contract import Column, DeviceName, Evaluation, Measurement, Model, Settings
+from mlflywheel.models.topic_fingerprints.attribution import Decomposition, TermContributions
+from mlflywheel.models.topic_fingerprints.device import Device, choose_device
 from mlflywheel.models.topic_fingerprints.lda import Lda, LdaParams
 from mlflywheel.models.topic_fingerprints.naming import Topic, name_topics
 from mlflywheel.models.topic_fingerprints.neighbours import (
@@ -52,7 +55,10 @@ if TYPE_CHECKING:
     from gensim.corpora import Dictionary
 
 _TOPICS_SHOWN = 5
+_TERMS_SHOWN = 3
 _PREDICT_BLOCK = 4096
+# All topics of all terms are held at once.
+_EXPLAIN_BLOCK = 256
 # Set once for both algorithms: two places for one number would leave one of them without effect.
 _SHARED_PARAMS = {"num_topics", "seed"}
 
@@ -108,11 +114,12 @@ class CampaignRequest(BaseModel):
 
 
 class TopicShare(BaseModel):
-    """A topic and its share of a fingerprint."""
+    """A topic, its share of a fingerprint, and the campaign's own terms that brought most of it."""
 
     id: int
     name: str
     weight: float
+    terms: list[str] = Field(description="at most three, as `explain` orders and writes them")
 
 
 class SimilarCampaign(BaseModel):
@@ -165,8 +172,8 @@ class Topics(Protocol):
     def term_topic(self) -> np.ndarray:
         """Return p(topic | term)."""
 
-    def attribute(self, counts_row: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Attribute one fingerprint to its terms."""
+    def decompose(self, counts: sp.csr_matrix) -> Decomposition:
+        """Return fingerprints with what each count brings to them."""
 
     def write(self, folder: Path) -> None:
         """Write data files."""
@@ -184,6 +191,7 @@ class TopicFingerprints(Model):
         catalogue: `campaign_id`, `terms`, `weights` and attributes of the campaigns to look up, sorted by id.
         fingerprints: Their fingerprints, float32 (campaigns, topics).
         known: Whether the campaign has a known term, bool (campaigns,); without one it is nobody's neighbour.
+        device: What large batches are computed on, None for the CPU; see `to_device`.
     """
 
     format_name = "mlflywheel-topic-fingerprints"
@@ -204,6 +212,7 @@ class TopicFingerprints(Model):
         catalogue: pa.Table,
         fingerprints: np.ndarray,
         known: np.ndarray,
+        device: Device | None = None,
     ) -> None:
         self.params = params
         self.vocabulary = vocabulary
@@ -213,6 +222,34 @@ class TopicFingerprints(Model):
         self.catalogue = catalogue
         self.fingerprints = fingerprints
         self.known = known
+        self.device = device
+
+    def use_device(self, wanted: DeviceName) -> tuple[Self, str]:
+        """Return the model that computes large batches on a GPU or not; see `to_device` and `device.choose_device`."""
+        device = choose_device(wanted)
+        return self.to_device(device), str(device)
+
+    def to_device(self, device: Device) -> Self:
+        """Return the same model, which computes large batches on a device from `choose_device`.
+
+        That is the search for neighbours, whose answers stay the same, and in `predict` the fingerprints of rotated
+        LSA, which may differ in the last bit of float32. LDA's inference stays on the CPU. A device is not saved with
+        the model.
+
+        Raises:
+            UsageError: On the first search, if the catalogue does not fit on the device and it has no fallback.
+        """
+        return type(self)(
+            self.params,
+            self.vocabulary,
+            self.topics,
+            self.named,
+            self.center,
+            self.catalogue,
+            self.fingerprints,
+            self.known,
+            device,
+        )
 
     @classmethod
     def prepare(cls, raw: pa.Table, config: Settings, progress: ProgressCallback = ignore_progress) -> pa.Table:
@@ -265,10 +302,18 @@ class TopicFingerprints(Model):
         return np.where(known[:, None], vectors, np.float32(0.0))
 
     @cached_property
+    def _scoring_topics(self) -> Topics:
+        """The topics of `predict`. What is saved is computed without a device, so that the hash does not tell of it."""
+        if self.device is not None and isinstance(self.topics, RotatedLsa):
+            return self.topics.on_device(self.device)
+        return self.topics
+
+    @cached_property
     def index(self) -> NeighbourIndex:
         """The search over the catalogue's campaigns that have a known term."""
         ids = np.asarray(self.catalogue["campaign_id"].to_pylist(), dtype=object)
-        return NeighbourIndex(ids[self.known].tolist(), self.embed(self.fingerprints, self.known)[self.known])
+        vectors = self.embed(self.fingerprints, self.known)[self.known]
+        return NeighbourIndex(ids[self.known].tolist(), vectors, device=self.device)
 
     @cached_property
     def keywords(self) -> KeywordCatalogue:
@@ -287,7 +332,8 @@ class TopicFingerprints(Model):
             progress: Called with the phase `scoring`.
 
         Returns:
-            `campaign_id`; `fingerprint` fixed_size_list<float>; `topics` (id, name, weight), the largest first;
+            `campaign_id`; `fingerprint` fixed_size_list<float>; `topics` (id, name, weight, terms), the largest first,
+            `terms` being at most three of the campaign's own that brought most of the weight, as `explain` says;
             `neighbours` (campaign_id, similarity), the nearest first; `recommended` (term, score, evidence);
             `unknown_share` float; `note`, null unless the answer is empty for a reason.
         """
@@ -300,7 +346,8 @@ class TopicFingerprints(Model):
 
     def _predict_block(self, table: pa.Table) -> pa.Table:
         bags, counts = self.count(table)
-        fingerprints = self.topics.transform(counts.matrix)
+        parts = self._scoring_topics.decompose(counts.matrix)
+        fingerprints = parts.shares
         known = np.diff(counts.matrix.indptr) > 0
         ids = table["campaign_id"].to_pylist()
         vectors = self.embed(fingerprints, known)
@@ -312,7 +359,7 @@ class TopicFingerprints(Model):
             {
                 "campaign_id": pa.array(ids, pa.string()),
                 "fingerprint": pa.FixedSizeListArray.from_arrays(pa.array(fingerprints.ravel()), self.num_topics),
-                "topics": self._list_topics(fingerprints, known),
+                "topics": self._list_topics(TermContributions(bags, counts, parts), fingerprints, known),
                 "neighbours": self._list_neighbours(found),
                 "recommended": self._list_recommended(bags, found, fingerprints),
                 "unknown_share": pa.array(counts.unknown_share, pa.float32(), mask=np.isnan(counts.unknown_share)),
@@ -361,7 +408,7 @@ class TopicFingerprints(Model):
             _RECOMMENDED,
         )
 
-    def _list_topics(self, fingerprints: np.ndarray, known: np.ndarray) -> pa.Array:
+    def _list_topics(self, contributions: TermContributions, fingerprints: np.ndarray, known: np.ndarray) -> pa.Array:
         """List each campaign's largest topics: at most five, and none below the even share but the first."""
         order = np.argsort(-fingerprints, axis=1, kind="stable")[:, :_TOPICS_SHOWN]
         shares = np.take_along_axis(fingerprints, order, axis=1)
@@ -370,8 +417,10 @@ class TopicFingerprints(Model):
         offsets = np.concatenate([[0], np.cumsum(shown.sum(axis=1))])
         ids = order[shown]
         names = pc.take(pa.array([topic.name for topic in self.named]), pa.array(ids))
+        terms = contributions.list_largest(order, shown, _TERMS_SHOWN)
         values = pa.StructArray.from_arrays(
-            [pa.array(ids, pa.int32()), names, pa.array(shares[shown], pa.float32())], ["id", "name", "weight"]
+            [pa.array(ids, pa.int32()), names, pa.array(shares[shown], pa.float32()), terms],
+            ["id", "name", "weight", "terms"],
         )
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
@@ -404,11 +453,10 @@ class TopicFingerprints(Model):
             brings: the prior), and `terms`, a list of (term, contribution), largest first; base plus contributions is
             the share.
         """
-        bags, counts = self.count(table)
         ids, shares, bases, terms, values = [], [], [], [], []
         lengths: list[np.ndarray] = []
-        for position, campaign in enumerate(table["campaign_id"].to_pylist()):
-            base, own, contributions = self._attribute_to_terms(bags, counts, position)
+        campaigns = table["campaign_id"].to_pylist()
+        for campaign, (base, own, contributions) in zip(campaigns, self._attribute_to_terms(table), strict=True):
             by_topic = contributions.T
             order = np.argsort(-by_topic, axis=1, kind="stable")
             ordered = np.take_along_axis(by_topic, order, axis=1)
@@ -454,13 +502,11 @@ class TopicFingerprints(Model):
                 "similarity is explained to a catalogue campaign",
                 "take an id from a `neighbours` list",
             )
-        bags, counts = self.count(table)
         similarities, bases, terms, values = [], [], [], []
-        for position in range(table.num_rows):
-            base, own, contributions = self._attribute_to_terms(bags, counts, position)
+        for base, own, contributions in self._attribute_to_terms(table):
             base_part, parts = 0.0, np.zeros(len(own))
             # Without a known term a campaign has the prior's fingerprint, which is compared with nobody's.
-            if counts.matrix.indptr[position] < counts.matrix.indptr[position + 1]:
+            if contributions.any():
                 base_part, parts = self._attribute_similarity(base, contributions, vector.astype(np.float64))
             order = np.argsort(-parts, kind="stable")
             similarities.append(base_part + parts.sum())
@@ -492,22 +538,19 @@ class TopicFingerprints(Model):
         factor = other / length
         return float((base - self.center) @ factor), contributions @ factor
 
-    def _attribute_to_terms(self, bags: Bags, counts: Counts, position: int) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-        """Divide each feature's contribution among the campaign's terms that bring it, by how much of it they bring.
+    def _attribute_to_terms(self, table: pa.Table) -> Iterator[tuple[np.ndarray, pa.Array, np.ndarray]]:
+        """Attribute the shares of campaign after campaign to its terms.
 
-        Returns:
+        Yields:
             What no term brings, (topics,); the campaign's terms; and what they bring, float64 (terms, topics).
         """
-        features, contributions, base = self.topics.attribute(counts.matrix[position])
-        row = bags.matrix[position]
-        brought = sp.diags(row.data.astype(np.float64)) @ counts.term_features[row.indices][:, features]
-        total = np.asarray(brought.sum(axis=0)).ravel()
-        share = sp.csr_matrix(brought) @ sp.diags(1.0 / np.where(total > 0, total, 1.0))
-        return (
-            base.astype(np.float64),
-            bags.terms.take(pa.array(row.indices)),
-            np.asarray(share @ contributions, dtype=np.float64),
-        )
+        for start in range(0, table.num_rows, _EXPLAIN_BLOCK):
+            bags, counts = self.count(table.slice(start, _EXPLAIN_BLOCK))
+            parts = self.topics.decompose(counts.matrix)
+            topics = np.broadcast_to(np.arange(self.num_topics), parts.shares.shape)
+            contributions = TermContributions(bags, counts, parts).contribute(topics)
+            for base, (low, high) in zip(parts.base, pairwise(bags.matrix.indptr.tolist()), strict=True):
+                yield base, bags.terms.take(pa.array(bags.matrix.indices[low:high])), contributions[low:high]
 
     def extend(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> Self:
         """Return the same topics over a catalogue that also holds these campaigns; an id that it holds is replaced.
@@ -524,18 +567,28 @@ class TopicFingerprints(Model):
         progress("catalogue", 1, 1)
         known = np.diff(counts.matrix.indptr) > 0
         return type(self)(
-            self.params, self.vocabulary, self.topics, self.named, self.center, joined, fingerprints, known
+            self.params, self.vocabulary, self.topics, self.named, self.center, joined, fingerprints, known, self.device
         )
 
     def describe(self) -> dict[str, str | int | float | bool]:
-        """Return the algorithm and the sizes."""
+        """Return the algorithm, the sizes and the hash of the vocabulary."""
         return {
             "algorithm": self.params.algorithm,
             "num_topics": self.num_topics,
             "vocabulary_terms": len(self.vocabulary),
             "catalogue_campaigns": self.catalogue.num_rows,
             "seed": self.params.seed,
+            **self.versions(),
         }
+
+    @cached_property
+    def dictionary_hash(self) -> str:
+        """`sha256:` over the vocabulary in column order: models of one hash count the same features."""
+        return f"sha256:{hashlib.sha256(json.dumps(self.vocabulary.words).encode()).hexdigest()}"
+
+    def versions(self) -> dict[str, str]:
+        """Return `dictionary_hash`."""
+        return {"dictionary_hash": self.dictionary_hash}
 
     @classmethod
     def example_request(cls) -> dict[str, Any]:

@@ -1,23 +1,29 @@
 """Nearest campaigns by fingerprint, equal for one campaign and for many.
 
 Candidates come from scikit-learn's exact search on unit vectors, `metric="euclidean"`; above `FAISS_MINIMUM` vectors,
-where faiss is installed, from its inverted lists. Both round differently for one row than for a block, so every
-candidate's similarity is computed again, pair by pair in one fixed order, and ties are broken by campaign id.
+where faiss is installed, from its inverted lists; or, exact at any size, from a GPU (`device`). All round differently
+for one row than for a block, so every candidate's similarity is computed again, pair by pair in one fixed order, and
+ties are broken by campaign id.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflywheel.errors import MissingExtraError
 from mlflywheel.events import ProgressCallback, ignore_progress
 
+if TYPE_CHECKING:
+    from mlflywheel.models.topic_fingerprints.device import Device, NearestVectors
+
 # Below this an exact query takes a few milliseconds at most (benchmarks/fingerprints), and exactness is worth them.
 FAISS_MINIMUM = 50_000
 # Candidates beyond the k that are asked of a search, so that rounding there cannot cost a true neighbour its place.
 _SPARE_CANDIDATES = 16
+# The same for a GPU's products, and once more where so many are too near to be told apart.
+_DEVICE_SPARE_CANDIDATES = (16, 256)
 _QUERY_BLOCK = 1024
 # A fingerprint nearer to the mean than this has no direction: what is left of it is rounding.
 NO_DIRECTION = 1e-6
@@ -79,9 +85,19 @@ class NeighbourIndex:
         ids: Campaign ids in catalogue order.
         vectors: Unit vectors, float32 (campaigns, topics).
         approximate: None to use faiss above `FAISS_MINIMUM` vectors when it is installed.
+        device: A GPU to search with instead, unless `approximate` is true.
+
+    Raises:
+        UsageError: The vectors do not fit on the device, and it has no fallback.
     """
 
-    def __init__(self, ids: Sequence[str], vectors: np.ndarray, approximate: bool | None = None) -> None:
+    def __init__(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        approximate: bool | None = None,
+        device: "Device | None" = None,
+    ) -> None:
         self.ids = list(ids)
         self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         order = np.argsort(np.asarray(self.ids, dtype=object), kind="stable") if self.ids else np.empty(0, np.int64)
@@ -93,10 +109,13 @@ class NeighbourIndex:
         self._members = by_group
         self._first = np.searchsorted(owner.ravel()[by_group], np.arange(len(self._distinct) + 1))
         self._position = {campaign: position for position, campaign in enumerate(self.ids)}
-        self._search = self._build(approximate) if self.ids else None
+        self._search = self._build(approximate, device) if self.ids else None
 
-    def _build(self, approximate: bool | None) -> Any:
+    def _build(self, approximate: bool | None, device: "Device | None") -> Any:
         first_id = self._id_rank[self._members[self._first[:-1]]]
+        nearest = device.load_vectors(self._distinct) if device is not None and not approximate else None
+        if nearest is not None:
+            return _OnDevice(self._distinct, first_id, nearest)
         if approximate or (approximate is None and len(self._distinct) >= FAISS_MINIMUM):
             try:
                 return _InvertedLists(self._distinct, first_id)
@@ -227,6 +246,39 @@ class _Exact(_Search):
             candidates = self._index.kneighbors(queries, n_neighbors=width, return_distance=False)
         rows = np.repeat(np.arange(len(queries)), width)
         return self._keep_nearest(queries, rows, candidates.ravel(), k)
+
+
+class _OnDevice(_Search):
+    """Candidates from a GPU's float32 products: all that rounding leaves in question, so that none is missed.
+
+    A product is off by the device's bound e at most. What is more than 2 e below the k-th largest cannot be one of the
+    k nearest. Where that cannot be said of all that did not come back, more are fetched, and at last the CPU searches.
+    """
+
+    def __init__(self, vectors: np.ndarray, first_id: np.ndarray, nearest: "NearestVectors") -> None:
+        super().__init__(vectors, first_id)
+        self._nearest = nearest
+        self._exact = _Exact(vectors, first_id)
+
+    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the k nearest vectors of each query, as `_Exact` does."""
+        groups = np.empty((len(queries), k), dtype=np.int64)
+        similarity = np.empty((len(queries), k))
+        open_rows = np.arange(len(queries))
+        for spare in _DEVICE_SPARE_CANDIDATES:
+            if len(open_rows):
+                width = min(k + spare, len(self._vectors))
+                candidates, products = self._nearest.find(queries[open_rows], width)
+                limit = products[:, k - 1].astype(np.float64) - 2 * self._nearest.rounding
+                sure = (products[:, -1] < limit) | (width == len(self._vectors))
+                rows, places = np.nonzero((products >= limit[:, None]) & sure[:, None])
+                found = self._keep_nearest(queries[open_rows], rows, candidates[rows, places], k)
+                groups[open_rows[sure]], similarity[open_rows[sure]] = (part.reshape(-1, k) for part in found[1:])
+                open_rows = open_rows[~sure]
+        if len(open_rows):
+            found = self._exact(queries[open_rows], k)
+            groups[open_rows], similarity[open_rows] = (part.reshape(-1, k) for part in found[1:])
+        return np.repeat(np.arange(len(queries)), k), groups.ravel(), similarity.ravel()
 
 
 class _InvertedLists(_Search):

@@ -11,6 +11,7 @@
    one sparse product, and every share is a sum of one contribution for each term.
 """
 
+import copy
 import json
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from threadpoolctl import threadpool_limits
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import Settings
+from mlflywheel.models.topic_fingerprints.attribution import Decomposition
+from mlflywheel.models.topic_fingerprints.device import LARGE_BATCH, Device, TopicProjection
 
 if TYPE_CHECKING:
     from gensim.models import LsiModel, TfidfModel
@@ -68,6 +71,13 @@ class RotatedLsa:
         self._topic_weight = topic_weight
         self._loadings = loadings
         self.prior = prior
+        self._projection: TopicProjection | None = None
+
+    def on_device(self, device: Device) -> "RotatedLsa":
+        """Return the same topics, which compute the fingerprints of large batches on a device."""
+        moved = copy.copy(self)
+        moved._projection = device.load_topics(self.idf, self._term_topic, self.prior)
+        return moved
 
     @property
     def num_topics(self) -> int:
@@ -134,9 +144,16 @@ class RotatedLsa:
         """Return fingerprints, float32 (campaigns, topics), non-negative with rows summing to 1.
 
         Each row depends on its own counts alone and is added up in column order, so a campaign gets the same bits by
-        itself as among others. A row without counts gets the prior.
+        itself as among others. A row without counts gets the prior. A GPU adds up in another order: large batches
+        may then differ in the last bit.
         """
-        shares = np.asarray(_weigh(counts, self.idf) @ self._exact_term_topic)
+        return self._share(counts, None)
+
+    def _share(self, counts: sp.csr_matrix, weights: sp.csr_matrix | None) -> np.ndarray:
+        if self._projection is not None and counts.shape[0] >= LARGE_BATCH:
+            return self._projection(counts)
+        weights = _weigh(counts, self.idf) if weights is None else weights
+        shares = np.asarray(weights @ self._exact_term_topic)
         totals = shares.sum(axis=1, keepdims=True)
         return np.where(totals > 0, shares / np.where(totals > 0, totals, 1.0), self.prior).astype(np.float32)
 
@@ -144,6 +161,11 @@ class RotatedLsa:
     def _exact_term_topic(self) -> np.ndarray:
         """Q as float64: sums of many terms stay exact, and scoring one campaign does not convert all of it."""
         return self._term_topic.astype(np.float64)
+
+    @cached_property
+    def _term_totals(self) -> np.ndarray:
+        """The rows' sums: 1 up to float32, which the parts of a share must not be off by."""
+        return np.asarray(self._exact_term_topic.sum(axis=1))
 
     def topic_term(self) -> np.ndarray:
         """Return p(term | topic), float32 (topics, terms)."""
@@ -153,21 +175,18 @@ class RotatedLsa:
         """Return p(topic | term), float32 (terms, topics)."""
         return self._term_topic
 
-    def attribute(self, counts_row: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Attribute one campaign's fingerprint to its terms.
-
-        Args:
-            counts_row: CSR (1, terms).
-
-        Returns:
-            Term columns (m,), contributions float64 (m, topics), and the base float64 (topics,), such that base plus
-            the summed contributions is the fingerprint. The base is zero, or the prior of a row without counts.
-        """
-        weights = _weigh(counts_row, self.idf)
-        if weights.nnz == 0:
-            return np.empty(0, dtype=np.int64), np.empty((0, self.num_topics)), self.prior.astype(np.float64)
-        raw = weights.data[:, None] * self._exact_term_topic[weights.indices]
-        return weights.indices.astype(np.int64), raw / raw.sum(), np.zeros(self.num_topics)
+    def decompose(self, counts: sp.csr_matrix) -> Decomposition:
+        """Return fingerprints with what each count brings to them; the base is zero, or the prior of an empty row."""
+        weights = _weigh(counts, self.idf)
+        totals = np.asarray(weights @ self._term_totals)[:, None]
+        scale = np.where(totals > 0, 1.0 / np.where(totals > 0, totals, 1.0), 0.0)
+        return Decomposition(
+            self._share(counts, weights),
+            weights.data,
+            self._exact_term_topic,
+            np.broadcast_to(scale, (len(scale), self.num_topics)),
+            np.where(totals > 0, 0.0, self.prior.astype(np.float64)),
+        )
 
     def to_gensim(self, id2word: dict[int, str]) -> "tuple[TfidfModel, LsiModel]":
         """Return plain gensim models: the TF-IDF weighting, and the rotated loadings as an `LsiModel`.
