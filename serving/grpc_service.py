@@ -1,7 +1,8 @@
 """gRPC: kserve's service with decoding, errors, limits, logs and metrics of our own.
 
 A message that is larger than the limit is refused by gRPC itself (RESOURCE_EXHAUSTED) before it gets here, so it is in
-neither log nor metrics.
+neither log nor metrics. Messages arrive as bytes: gRPC would answer what it cannot parse with UNKNOWN, which says that
+the server failed.
 """
 
 import re
@@ -11,24 +12,22 @@ from typing import Any
 
 import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-    GRPCInferenceServiceServicer,
-    add_GRPCInferenceServiceServicer_to_server,
-)
 
 from mlflywheel.errors import DataError, UsageError
 from mlflywheel.serving.kserve_model import Call, ModelDataPlane, ServedModel
 from mlflywheel.serving.logs import log_defect, log_request
 from mlflywheel.serving.metrics import observe
 from mlflywheel.serving.predictor import Exchange
-from mlflywheel.serving.refusals import RefusalError
+from mlflywheel.serving.refusals import BadRequestError, RefusalError
 from mlflywheel.serving.request_ids import choose_request_id
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_SERVICE = "inference.GRPCInferenceService"
+_METHODS = ("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer")
 
 
-class InferenceService(GRPCInferenceServiceServicer):
-    """The Open Inference Protocol over gRPC.
+class InferenceService:
+    """The Open Inference Protocol over gRPC. Requests are bytes.
 
     Args:
         plane: Health and metadata.
@@ -39,37 +38,40 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._plane = plane
         self._model = model
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, data: bytes, context: Any) -> Any:
         """Say that the process answers."""
         return messages.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:
+    async def ServerReady(self, data: bytes, context: Any) -> Any:
         """Say whether the model is ready."""
         return messages.ServerReadyResponse(ready=await self._plane.ready())
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+    async def ServerMetadata(self, data: bytes, context: Any) -> Any:
         """Return name, version and extensions."""
         return messages.ServerMetadataResponse(**self._plane.metadata())
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:
+    async def ModelReady(self, data: bytes, context: Any) -> Any:
         """Say whether the model is ready."""
+        request = await self._refuse_or(context, lambda: _parse(messages.ModelReadyRequest, data))
         if request.name == self._model.name and self._model.predictor is None:
             return messages.ModelReadyResponse(ready=False)
         await self._refuse_or(context, lambda: self._model.require(request.name, request.version))
         return messages.ModelReadyResponse(ready=await self._plane.ready())
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+    async def ModelMetadata(self, data: bytes, context: Any) -> Any:
         """Return the model's inputs and outputs."""
+        request = await self._refuse_or(context, lambda: _parse(messages.ModelMetadataRequest, data))
         predictor = await self._refuse_or(context, lambda: self._model.require(request.name, request.version))
         return messages.ModelMetadataResponse(**predictor.list_metadata())
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:
+    async def ModelInfer(self, data: bytes, context: Any) -> Any:
         """Answer a request."""
         headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         exchange = Exchange("grpc", choose_request_id(headers.get("x-request-id")))
         code, text, refusal, answer = "OK", "", None, None
         try:
             await context.send_initial_metadata((("x-request-id", exchange.request_id),))
+            request = _parse(messages.ModelInferRequest, data)
             predictor = self._model.require(request.model_name, request.model_version)
             call = Call(exchange, lambda: predictor.answer_grpc(request, exchange))
             answer, _ = await self._model(call, headers)
@@ -99,6 +101,19 @@ class InferenceService(GRPCInferenceServiceServicer):
             return await abort
 
 
+def _parse(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except Exception:
+        # protobuf's DecodeError; nothing but parsing happens here.
+        raise BadRequestError(
+            "message",
+            f"not a {kind.DESCRIPTOR.name}",
+            "a message of the Open Inference Protocol is needed",
+            "generate the client from the protocol's proto file",
+        ) from None
+
+
 class GrpcServer:
     """A gRPC server around the service.
 
@@ -119,7 +134,13 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(shared)),
             ]
         )
-        add_GRPCInferenceServiceServicer_to_server(service, self._server)
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                getattr(service, name), response_serializer=lambda message: message.SerializeToString()
+            )
+            for name in _METHODS
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
         self._address = address
         self.port = 0
 

@@ -283,6 +283,9 @@ class _Process:
 
 def _import_kserve() -> None:
     """Import kserve without showing it our command line, which it would read as its own."""
+    # gRPC's own library would write bytes that a client sent to standard error, line ends included: a client could write
+    # log lines of its own.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     values = sys.argv
     sys.argv = values[:1]
     try:

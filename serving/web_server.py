@@ -8,6 +8,8 @@ from typing import Any
 
 import uvicorn
 
+from mlflywheel.serving.http_protocol import BoundedHttpProtocol
+
 _POLL_SECONDS = 0.01
 
 
@@ -29,6 +31,7 @@ class WebServer:
     def __init__(self, app: Any, listening: socket.socket, keep_alive_seconds: int = 65) -> None:
         self._config = uvicorn.Config(
             app,
+            http=BoundedHttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

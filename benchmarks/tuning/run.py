@@ -250,11 +250,11 @@ def format_tables(result: dict[str, Any]) -> list[str]:
     if result["studies"]:
         lines += [
             "",
-            f"The ad-campaign search, {result['studies'][0]['search']['objective']}; held out means campaigns that neither "
-            "search nor training has seen, with 95 % intervals.",
+            f"The ad-campaign search, {result['studies'][0]['search']['objective']}; held out means campaigns that "
+            "neither search nor training has seen, with 95 % intervals.",
             "",
-            "| data | trials | search, s | validation: defaults, best trial | held out: defaults | held out: best trial "
-            "| confirmed | held out: tuned |",
+            "| data | trials | search, s | validation: defaults, best trial | held out: defaults "
+            "| held out: best trial | confirmed | held out: tuned |",
             "|---|---:|---:|---:|---:|---:|---|---:|",
         ]
     for study in result["studies"]:

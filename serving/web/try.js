@@ -95,3 +95,10 @@ if (facts.campaign) {
 }
 page.append(heading(`Try ${facts.name}`, "/docs", "how to ask from a program"),
   make("div", { class: "columns form" }, make("div", { class: "results" }, forms), results));
+
+// A link such as /try#running%20shoes|trail%20shoes asks at once, so that an answer can be shown to somebody else.
+const linked = decodeURIComponent(location.hash.slice(1));
+if (facts.campaign && linked) {
+  document.getElementById("keywords").value = linked.split("|").join("\n");
+  document.getElementById("keywords-form").requestSubmit();
+}

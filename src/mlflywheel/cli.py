@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,21 @@ from rich.text import Text
 
 from mlflywheel import __version__
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView, describe_experiment, print_error, print_run, print_search
+from mlflywheel.console import (
+    ProgressView,
+    RequestView,
+    describe_experiment,
+    print_error,
+    print_run,
+    print_search,
+    print_server,
+)
 from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
 from mlflywheel.runs.folder import DEFAULT_RUNS
+from mlflywheel.runs.runner import terminated_as_interrupt
 from mlflywheel.runs.search import Execution
+from mlflywheel.runs.server import ServeOptions, ignore_event
 
 EXIT_INTERRUPTED = 130
 
@@ -351,6 +362,46 @@ def score(
         print(json.dumps({"path": str(output), "rows": scores.num_rows, "model_version": version}))
     else:
         print(f"{output}: {scores.num_rows:,} rows scored by {version}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or a model folder.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8080,
+    grpc_port: Annotated[
+        int, typer.Option("--grpc-port", min=0, max=65535, help="Port of gRPC; 0 takes a free one.")
+    ] = 8081,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. There is no authentication.")
+    ] = "127.0.0.1",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no requests.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open a page to try it in a browser.")] = False,
+) -> None:
+    """Serve a model on this machine as KServe does on a cluster, until Ctrl-C.
+
+    \b
+    mlflywheel serve ad-campaigns
+    mlflywheel serve ad-campaigns@1 --open
+    mlflywheel serve path/to/model --port 0 --json
+    """
+    options = ServeOptions(host, port, grpc_port, workers, device)
+    console = Console(stderr=True)
+    watch = None if quiet or as_json else RequestView(console)
+    code = 0
+    with terminated_as_interrupt(), Client(runs, registry).serve(model, options, watch or ignore_event) as server:
+        print_server(console, server, as_json)
+        if open_page:
+            typer.launch(f"{server.url}/try")
+        # Ctrl-C is how a server is meant to be stopped.
+        with suppress(KeyboardInterrupt):
+            code = server.wait()
+    if code:
+        raise typer.Exit(code)
 
 
 @models_app.command("list")

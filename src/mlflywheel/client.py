@@ -27,6 +27,7 @@ from mlflywheel.runs.search import (
     search_file,
     search_pipeline,
 )
+from mlflywheel.runs.server import LocalServer, ServeOptions, ignore_event
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mlflywheel.tuning.experiment import Experiment
 
 DEFAULT_EXECUTION = Execution()
+DEFAULT_SERVING = ServeOptions()
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,34 @@ class Client:
                 ) from None
         return scores
 
+    @contextmanager
+    def serve(
+        self,
+        model: str | Path,
+        options: ServeOptions = DEFAULT_SERVING,
+        on_event: EventCallback = ignore_event,
+    ) -> Iterator[LocalServer]:
+        """Serve a registered model or a model folder on this machine while the block runs.
+
+        Args:
+            model: NAME, NAME@VERSION, or a folder.
+            options: Ports, workers and device.
+            on_event: Called with every log line of the server, from another thread.
+
+        Yields:
+            The server, ready; its `url` is where it answers.
+
+        Raises:
+            MlflywheelError: The model cannot be found or served.
+        """
+        with self._locate(str(model), ignore_progress) as (folder, reference, _):
+            name, _, version = reference.rpartition("@")
+            if not name:
+                # A folder's name need not be one that can stand in a URL.
+                name, version = "model", reference.removeprefix("sha256:")[:12]
+            with LocalServer(folder, name, version, options, on_event) as server:
+                yield server
+
     def load_model(self, model: str | Path) -> "Model":
         """Load a model by NAME, NAME@VERSION or folder, its checksums verified."""
         with self._load(str(model), ignore_progress) as (loaded, _, _):
@@ -350,11 +380,19 @@ class Client:
     @contextmanager
     def _load(self, model: str, progress: ProgressCallback) -> Iterator[tuple["Model", str, dict[str, Any]]]:
         """Yield the model, how to name it beside scores, and the settings that its data was prepared with."""
+        from mlflywheel.models.contract import load_model
+
+        with self._locate(model, progress) as (folder, reference, trained_with):
+            yield load_model(folder), reference, trained_with
+
+    @contextmanager
+    def _locate(self, model: str, progress: ProgressCallback) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+        """Yield a folder of this machine with the model, its name, and the settings that its data was prepared with."""
         from mlflywheel import storage
-        from mlflywheel.models.contract import load_model, verify_model_folder
+        from mlflywheel.models.contract import verify_model_folder
 
         if Path(model).is_dir():
-            yield load_model(Path(model)), str(verify_model_folder(Path(model))["hash"]), {}
+            yield Path(model), str(verify_model_folder(Path(model))["hash"]), {}
             return
         version = self.model(model)
         trained_with = json.loads(version.lineage.get("prepare") or "{}")
@@ -371,7 +409,7 @@ class Client:
                     f"{version.reference} is registered with {version.hash}",
                     "restore the files of that version",
                 )
-            yield load_model(folder), version.reference, trained_with
+            yield folder, version.reference, trained_with
 
     def models(self) -> list[tuple[RegisteredModel, list[ModelVersion]]]:
         """Return the registered models with their versions."""

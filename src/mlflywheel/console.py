@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mlflywheel.models.parameters import flatten
 from mlflywheel.runs.search import Search
+from mlflywheel.runs.server import LocalServer
 from mlflywheel.tuning.experiment import Experiment
 
 _PLAIN_SECONDS = 2.0
@@ -138,7 +139,11 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         console.print()
         console.print("Next:", style="bold")
         reference = f"{model['name']}@{model['version']}"
-        for arguments in (f"models show {reference}", f"score {reference} --data FILE --output scores.parquet"):
+        for arguments in (
+            f"serve {reference} --open",
+            f"models show {reference}",
+            f"score {reference} --data FILE --output scores.parquet",
+        ):
             console.print(f"  {name_command()} {arguments}", highlight=False, soft_wrap=True)
 
 
@@ -189,6 +194,40 @@ def print_search(console: Console, target: str, search: Search) -> None:
         console.print("Next, with the same --data:", style="bold")
         words = " ".join(f"--param {name}={_quote(value)}" for name, value in flatten(tuned.params).items())
         console.print(f"  {name_command()} run {target} {words}", highlight=False, soft_wrap=True)
+
+
+class RequestView:
+    """Prints a line for each request that a server answers, and what else it has to say."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Print one log line of the server."""
+        if event.get("event") == "request":
+            rows, total = event.get("rows", 0), event["milliseconds"]["total"]
+            line = f"{event['protocol']:<6}{event['status']!s:<5}{rows:>6} rows {total:>9.1f} ms"
+            self._console.print(line, highlight=False, markup=False)
+        elif event.get("level") in ("warning", "error"):
+            told = {key: value for key, value in event.items() if key not in ("time", "level")}
+            self._console.print(Text(json.dumps(told, default=str), "yellow"), soft_wrap=True)
+
+
+def print_server(console: Console, server: LocalServer, as_json: bool) -> None:
+    """Print where a server answers, and a request to paste."""
+    predict = f"{server.url}/v1/models/{server.name}:predict"
+    example = server.example()
+    if as_json:
+        grpc = f"{server.options.host}:{server.grpc_port}"
+        told = {"url": server.url, "grpc": grpc, "model": server.name, "predict": predict, "example": example}
+        print(json.dumps(told), flush=True)
+        return
+    console.print(Text("serving  ") + Text(server.url, "bold green") + Text(f"   gRPC {server.grpc_port}"))
+    console.print(f"try it   {server.url}/try    docs  {server.url}/docs", highlight=False, soft_wrap=True)
+    console.print()
+    data = shlex.quote(json.dumps({"instances": [example]}))
+    console.print(f"curl {predict} -d {data}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
 
 
 def _shorten(value: str) -> str:

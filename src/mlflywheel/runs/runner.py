@@ -214,7 +214,7 @@ def _watch(
         )
         offset, printed = 0, 0
         try:
-            with _terminated_as_interrupt():
+            with terminated_as_interrupt():
                 while True:
                     ended = child.poll() is not None
                     events, offset = folder.read_events(offset)
@@ -274,7 +274,7 @@ def _explain_os_error(failure: OSError, folder: RunFolder) -> MlflywheelError:
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
+def terminated_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does, but in the main thread alone: no other one may handle signals."""
 
     def interrupt(number: int, frame: Any) -> None:
