@@ -188,7 +188,7 @@ class HttpApp:
             return _json({"ready": True}) if await self._plane.ready() else self._not_ready({"ready": False})
         if path in ("/v1/models", "/v2/models"):
             return _json({"models": [self._model.name]})
-        if path == "/v2":
+        if path in ("/v2", "/v2/"):
             return _json(self._plane.metadata())
         if path == "/metrics":
             body, content_type = render()

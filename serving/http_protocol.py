@@ -37,7 +37,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(*values, **options)
         self._refused = False
         self._in_head = False
-        self._head_bytes = 0
+        self._read_bytes = 0
+        self._header_bytes = 0
         self._is_offer = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,8 +76,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._in_head:
             self._stop_timer()
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
+        # The parser tells of a header when it is complete, so bytes are counted too.
+        self._read_bytes += len(data)
+        if self._read_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
         elif self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._refuse_late)
@@ -85,13 +87,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Begin a head."""
         self._in_head = True
         self._is_offer = False
-        self._head_bytes = 0
+        self._read_bytes = 0
+        self._header_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes + len(self.url) > MAX_HEAD_BYTES:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes + len(self.url) > MAX_HEAD_BYTES:
             raise _HeadTooLargeError
         super().on_header(name, value)
 

@@ -95,7 +95,7 @@ class Predictor:
         name: Its name in requests.
         version: Its version in answers.
         model_hash: `sha256:` over its files.
-        device: Where it computes, in words.
+        device: Where it computes: `cpu` or `cuda`, and behind a colon more about it.
         max_rows: Most instances a request.
 
     Attributes:
@@ -110,7 +110,7 @@ class Predictor:
         self.name = name
         self.version = version
         self.model_hash = model_hash
-        self.device = device
+        self.device, _, self.device_note = (part.strip() for part in device.partition(":"))
         self.max_rows = max_rows
         self.example = model.example_request()
         self.inputs: tuple[Input, ...] = list_inputs(model.Request)

@@ -216,6 +216,7 @@ class _Process:
             version=predictor.version,
             hash=predictor.model_hash,
             device=predictor.device,
+            **({"device_note": predictor.device_note} if predictor.device_note else {}),
             seconds=round(time.perf_counter() - self._started, 3),
         )
         return True
@@ -283,8 +284,8 @@ class _Process:
 
 def _import_kserve() -> None:
     """Import kserve without showing it our command line, which it would read as its own."""
-    # gRPC's own library would write bytes that a client sent to standard error, line ends included: a client could write
-    # log lines of its own.
+    # gRPC's own library would write what a client sent to standard error, line ends included: a client could write log
+    # lines of its own.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     values = sys.argv
     sys.argv = values[:1]

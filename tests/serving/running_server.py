@@ -30,6 +30,8 @@ class RunningServer:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            # What a client has sent may be anything.
+            errors="backslashreplace",
             env={**os.environ, **(environment or {})},
             # A shell that runs tests in the background makes its children ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

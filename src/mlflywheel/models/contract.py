@@ -256,7 +256,7 @@ class Model(ABC):
         return {}
 
     def use_device(self, wanted: DeviceName) -> tuple[Self, str]:
-        """Return the model that computes there, and what that is, in words.
+        """Return the model that computes there, and what that is: `cpu` or `cuda`, and behind a colon more about it.
 
         A model that can use a GPU overrides this.
 
