@@ -51,7 +51,9 @@ def list_text_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout, or no git")
     files = [ROOT / name for name in listed.decode().split("\0") if name]
-    return [file for file in files if file.is_file() and b"\0" not in file.read_bytes()[:8000]]
+    # Recorded requests hold bytes on purpose that are no text.
+    files = [file for file in files if file.is_file() and file.suffix != ".bin"]
+    return [file for file in files if b"\0" not in file.read_bytes()[:8000]]
 
 
 @pytest.fixture(scope="module")
