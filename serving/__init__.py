@@ -1,1 +1,1 @@
-"""What runs inside containers: the definition of the component image."""
+"""What runs inside containers: the predictor, and the definitions of the images."""

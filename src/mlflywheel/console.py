@@ -178,8 +178,8 @@ def print_search(console: Console, target: str, search: Search) -> None:
         if tuned.confirmation is not None and tuned.confirmation.mean is not None:
             splits = len(tuned.confirmation.differences)
             console.print(
-                f"on {splits} splits of other rows the best is better by {tuned.confirmation.mean:+.4g} on average"
-                f" (p = {tuned.confirmation.p_value:.2g})",
+                f"on {splits} splits of other rows the best differs by {tuned.confirmation.mean:+.4g} on average,"
+                f" above 0 is better (p = {tuned.confirmation.p_value:.2g})",
                 highlight=False,
             )
         if not tuned.improved:
