@@ -25,6 +25,7 @@ MARK_VARIABLE = "MLFLYWHEEL_SEARCH"
 # A search may itself be part of a step that gets SIGTERM and, 5 s later, SIGKILL: it has to be done before.
 GRACE_SECONDS = 3.0
 _WATCHDOG_SECONDS = 6.0
+_GONE_SECONDS = 1.0
 _PROC = Path("/proc")
 
 
@@ -91,7 +92,7 @@ class TrialProcess:
     def poll(self) -> int | None:
         """Return the first process's exit code, negative for a signal's number; None while it runs.
 
-        Once it has ended, no process of the group is left.
+        Once it has ended, no process of the group is left, but for one that the kernel cannot end within a second.
         """
         if self.seconds is not None:
             return self._process.returncode
@@ -108,7 +109,22 @@ class TrialProcess:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
-        return self._process.wait()
+        code = self._process.wait()
+        self._await_group()
+        return code
+
+    def _await_group(self) -> None:
+        """Wait until what was killed has gone: a signal is delivered some time after it is sent."""
+        until = time.monotonic() + _GONE_SECONDS
+        while time.monotonic() < until:
+            try:
+                # Cheap, and most trials leave nothing behind; what waits to be reaped still counts here.
+                os.killpg(self.pid, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            if not _has_members(self.pid):
+                return
+            time.sleep(0.001)
 
     def _has_ended(self) -> bool:
         if not hasattr(os, "waitid"):
