@@ -9,6 +9,8 @@
     │   └── ModelFilesError    1   a model folder is incomplete, changed or not a model
     ├── RegistryError          1   the model registry refused, or contradicts the request
     ├── TuningError            1   a search for parameters failed, or found no best trial
+    ├── RolloutError           1   a rollout cannot start or go on
+    │   └── ForeignEditError   1   somebody else changed what a rollout works on
     ├── RunError               1   a pipeline step failed, or the run was interrupted
     └── GateRefusedError       3   a gate said no: the model is measured, and not good enough
 
@@ -100,6 +102,14 @@ class RegistryError(MlflywheelError):
 
 class TuningError(MlflywheelError):
     """A search for parameters failed, or ended without a best trial."""
+
+
+class RolloutError(MlflywheelError):
+    """A rollout cannot start, or cannot go on."""
+
+
+class ForeignEditError(RolloutError):
+    """Somebody else changed what a rollout works on."""
 
 
 class RunError(MlflywheelError):

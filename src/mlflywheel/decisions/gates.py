@@ -32,8 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
+from mlflywheel.decisions.documents import load_yaml
 from mlflywheel.errors import GateRefusedError, UsageError
 from mlflywheel.models.contract import Measurement
 
@@ -187,7 +186,7 @@ def read_gates(text_yaml: str, where: str = "gates.yaml") -> tuple[Gate, ...]:
     >>> gate.metric, gate.relation, gate.limit
     ('topic_diversity', '>=', 0.6)
     """
-    document = _load(text_yaml, where)
+    document = load_yaml(text_yaml, where)
     if not isinstance(document, dict):
         raise UsageError(
             where, f"{_name_type(document)}", "schema and gates are needed", "start with `schema: 1` and a list `gates`"
@@ -437,39 +436,6 @@ def _refuse_unknown(mapping: Mapping[Any, Any], known: Sequence[str], where: str
             raise UsageError(
                 f"{where}, {key}", "an unknown field", f"known fields are {', '.join(known)}", "correct or remove it"
             )
-
-
-def _load(text_yaml: str, where: str) -> Any:
-    try:
-        _refuse_repeated(yaml.compose(text_yaml, Loader=yaml.SafeLoader), where)
-        return yaml.safe_load(text_yaml)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
-        raise UsageError(
-            where, f"not YAML ({problem}{place})", "a YAML document is needed", "correct the syntax"
-        ) from None
-
-
-def _refuse_repeated(document: yaml.Node | None, where: str) -> None:
-    """Refuse a field that is written twice: YAML would silently take the last one, and a gate would be lost."""
-    if not isinstance(document, yaml.MappingNode):
-        return
-    nodes = [document]
-    for key, value in document.value:
-        if key.value == "gates" and isinstance(value, yaml.SequenceNode):
-            nodes.extend(entry for entry in value.value if isinstance(entry, yaml.MappingNode))
-    for node in nodes:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(
-                    f"{where}, {key}, in the fields that start at line {node.start_mark.line + 1}",
-                    "written twice",
-                    "a field stands once",
-                    "remove one of the two",
-                )
 
 
 def _show(mapping: Mapping[Any, Any], field: str) -> str:
