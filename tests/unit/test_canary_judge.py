@@ -258,11 +258,31 @@ def test_many_rollouts_in_lockstep_are_judged_as_each_alone() -> None:
     alone = [MetricTests(metric, policy) for _ in range(4)]
     for _ in range(30):
         errors = rng.binomial(200, [[0.01], [0.05]], (2, 4))
-        together.add("", Counts(errors[1], np.full(4, 200), errors[0], np.full(4, 200)))
+        together.add("", Counts(errors[1], np.full(4, 200), errors[0], np.full(4, 200)), True)
         for number, one in enumerate(alone):
-            one.add("", Counts(errors[1, number], 200, errors[0, number], 200))
+            one.add("", Counts(errors[1, number], 200, errors[0, number], 200), True)
     assert list(together.harmed) == [bool(one.harmed) for one in alone]
     assert together.margin is not None
     np.testing.assert_allclose(
         together.margin.log_e, [float(one.margin.log_e) for one in alone if one.margin], rtol=1e-10
     )
+
+
+def test_good_early_steps_do_not_count_for_the_margin() -> None:
+    early = repeated(60, (1000, 5), (1000, 5), step=2).windows
+    late = tuple(window(number, (1000, 17), (1000, 7)) for number in range(60, 66))
+    verdict = judge(Evidence((*early, *late)), Policy())
+    margin = next(one for one in verdict.findings if (one.metric, one.test) == ("errors", "margin"))
+    assert not margin.is_reached
+    assert margin.evidence < 3
+    assert verdict.action != "promote"
+
+
+def test_labels_of_answers_given_while_weights_changed_are_left_out() -> None:
+    policy = read_policy("schema: 1\nmetrics:\n  - {name: quality, kind: labels}")
+    windows = (window(0, (10, 0), (10, 0), step=0), replace(window(1, (10, 0), (10, 0), step=1), start=45, end=75))
+    answers = (Answer("settling", "stable", 40), Answer("first", "stable", 20), Answer("second", "stable", 50))
+    labels = tuple(Label(answer.request_id, "quality", 1, 74) for answer in answers)
+    verdict = judge(Evidence(windows, answers, labels), policy)
+    assert verdict.notes == ("1 x labels of answers that were given while the weights changed",)
+    assert verdict.findings[0].stable_total == 2

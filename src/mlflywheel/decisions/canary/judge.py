@@ -9,8 +9,9 @@ Error rates, however often the judge is asked:
 
 - An equally good candidate is rolled back with a chance of at most `alpha`: harm's alpha is divided by the number of
   metrics, and again between a metric's overall test and its groups (union bound).
-- A candidate at or beyond the margin of any metric that is needed is promoted with a chance of at most `alpha`. All of
-  them have to be shown, so that nothing is divided (intersection-union test: R. L. Berger, Technometrics 24, 1982).
+- A candidate that is at or beyond the margin of any needed metric through the last step is promoted with a chance of
+  at most `alpha`. All of them have to be shown, so that nothing is divided (intersection-union test: R. L. Berger,
+  Technometrics 24, 1982).
 
 Arms are compared only inside one window, or one step for labels, so that changing weights do not mix them with time.
 """
@@ -207,21 +208,28 @@ class MetricTests:
         for group in ("", *(metric.groups if isinstance(metric, LabelsMetric) else ())):
             self._open(group)
 
-    def add(self, group: str, counts: Counts) -> None:
-        """Add what both arms did over the same time; group is empty for all requests."""
+    def add(self, group: str, counts: Counts, at_last_step: ArrayLike) -> None:
+        """Add what both arms did over the same time.
+
+        Args:
+            group: A group, empty for all requests.
+            counts: What they did.
+            at_last_step: Whether it counts for the margin, of the judge's shape.
+        """
         self._open(group)
         values = (counts.candidate_events, counts.candidate_total, counts.stable_events, counts.stable_total)
         self._harm[group].add(*values)
         if not group and self.margin is not None:
-            self.margin.add(*values)
+            # Without requests of the candidate a window only teaches the stable rate.
+            self.margin.add(*(np.where(at_last_step, value, 0) for value in values[:2]), *values[2:])
         self.totals[group] += np.stack([np.broadcast_to(np.asarray(value, float), self.shape) for value in values])
 
-    def add_losses(self, group: str, candidate: Sequence[float], stable: Sequence[float]) -> None:
-        """Add losses from 0 to 1 of both arms, one a label; for one rollout."""
+    def add_losses(self, group: str, candidate: Sequence[float], stable: Sequence[float], at_last_step: bool) -> None:
+        """Add losses from 0 to 1 of both arms, one a label; for one rollout. The arguments are those of `add`."""
         self._open(group)
-        for process in (self._harm[group], self.margin if not group else None):
-            if process is not None:
-                process.add_losses(np.asarray(candidate, float), np.asarray(stable, float))
+        self._harm[group].add_losses(np.asarray(candidate, float), np.asarray(stable, float))
+        if not group and self.margin is not None:
+            self.margin.add_losses(np.asarray(candidate if at_last_step else (), float), np.asarray(stable, float))
         self.totals[group] += np.array([math.fsum(candidate), len(candidate), math.fsum(stable), len(stable)])
 
     @property
@@ -292,8 +300,8 @@ class MetricTests:
         self.totals[group] = np.zeros((4, *self.shape))
 
     def _cap(self, threshold: float) -> float | None:
-        # One window less than wanted cannot reach the threshold from 0; as many as wanted can, also from the little below 0
-        # where the process stands after quiet windows.
+        # One window less than wanted cannot reach the threshold from 0; as many as wanted can, also from the little
+        # below 0 where the process stands after quiet windows.
         return threshold / (self._windows - 0.7) if self._windows > 1 else None
 
     def _describe(
@@ -420,9 +428,10 @@ class LatencyBound:
 
 @dataclass
 class _Span:
-    """From when on the rollout was at a step."""
+    """The windows of one step, which follow each other."""
 
     start: float
+    end: float
     step: int
 
 
@@ -462,8 +471,9 @@ class Judge:
     def observe(self, window: Window) -> None:
         """Add a window; they come in the order of time."""
         if not self._spans or self._spans[-1].step != window.step:
-            self._spans.append(_Span(window.start, window.step))
+            self._spans.append(_Span(window.start, window.end, window.step))
             self._tally.step, self._tally.requests_in_step = window.step, 0.0
+        self._spans[-1].end = window.end
         excluded = window.excluded_because
         if excluded:
             self._tally.excluded[excluded] += 1
@@ -472,7 +482,7 @@ class Judge:
         for metric in self.policy.metrics:
             counts = self._count(metric, window)
             if counts is not None:
-                self._tests[metric.name].add("", counts)
+                self._tests[metric.name].add("", counts, self._is_last(window.step))
 
     def observe_labels(self, joined: Iterable[JoinedLabel]) -> None:
         """Add labels that arrived together, after the windows of their answers.
@@ -491,6 +501,10 @@ class Judge:
             if index < 0:
                 self._tally.excluded["labels of answers from before the rollout"] += 1
                 continue
+            # The last span still grows: its next window may not have been read yet.
+            if index < len(starts) - 1 and one.answer.time >= self._spans[index].end:
+                self._tally.excluded["labels of answers that were given while the weights changed"] += 1
+                continue
             groups = [""]
             if metric.by is not None:
                 group = one.answer.groups.get(metric.by)
@@ -500,8 +514,8 @@ class Judge:
                 block = blocks.setdefault(key, {"candidate": [], "stable": []})
                 block[one.answer.arm].append(one.label.loss)
         # In this order, so that a group that nobody declared gets the same alpha in every run.
-        for (name, _, group), block in sorted(blocks.items()):
-            self._tests[name].add_losses(group, block["candidate"], block["stable"])
+        for (name, step, group), block in sorted(blocks.items()):
+            self._tests[name].add_losses(group, block["candidate"], block["stable"], self._is_last(step))
 
     def decide(self, seconds_in_step: float, seconds_in_all: float, step: int | None = None) -> Verdict:
         """Return what to do.
@@ -530,11 +544,14 @@ class Judge:
         return {
             "tests": {name: test.to_dict() for name, test in self._tests.items()},
             "bounds": {name: bound.to_dict() for name, bound in self._bounds.items()},
-            "spans": [[span.start, span.step] for span in self._spans],
+            "spans": [[span.start, span.end, span.step] for span in self._spans],
             "step": self._tally.step,
             "requests_in_step": self._tally.requests_in_step,
             "excluded": dict(self._tally.excluded),
         }
+
+    def _is_last(self, step: int) -> bool:
+        return step >= len(self.policy.steps) - 2
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         for name, test in self._tests.items():
@@ -542,7 +559,7 @@ class Judge:
         for metric in self.policy.metrics:
             if isinstance(metric, LatencyMetric) and metric.name in state["bounds"]:
                 self._bounds[metric.name] = LatencyBound.from_dict(metric, state["bounds"][metric.name])
-        self._spans = [_Span(float(start), int(step)) for start, step in state["spans"]]
+        self._spans = [_Span(float(start), float(end), int(step)) for start, end, step in state["spans"]]
         self._tally = _Tally(state["requests_in_step"], state["step"], defaultdict(int, state["excluded"]))
 
     def _count(self, metric: Metric, window: Window) -> Counts | None:

@@ -40,6 +40,7 @@ metrics:
   #       non_inferiority  promoted only if it is shown to be within the margin
   #       guardrail        not needed for promotion
   # Each of them rolls back when it is shown to be worse than its tolerance, which is `no worse than stable`.
+  # A margin has to be shown at the last step below 100; harm counts at every step.
   # A margin or tolerance is a limit on the candidate's rate: ratio * the stable rate + difference.
   - name: errors
     kind: errors
