@@ -198,7 +198,8 @@ class MetricTests:
         self._windows = policy.sustained_windows
         self._harm: dict[str, EProcess] = {}
         self._undeclared: list[str] = []
-        self.totals: dict[str, Floats] = {}
+        self._totals: dict[str, Floats] = {}
+        self._margin_totals: Floats = np.zeros((4, *shape))
         self.margin: EProcess | None = None
         self._margin_alpha = policy.alpha
         if metric.is_needed:
@@ -219,18 +220,23 @@ class MetricTests:
         self._open(group)
         values = (counts.candidate_events, counts.candidate_total, counts.stable_events, counts.stable_total)
         self._harm[group].add(*values)
+        counted = np.stack([np.broadcast_to(np.asarray(value, float), self.shape) for value in values])
+        self._totals[group] += counted
         if not group and self.margin is not None:
             # Without requests of the candidate a window only teaches the stable rate.
-            self.margin.add(*(np.where(at_last_step, value, 0) for value in values[:2]), *values[2:])
-        self.totals[group] += np.stack([np.broadcast_to(np.asarray(value, float), self.shape) for value in values])
+            events, requests = (np.where(at_last_step, value, 0) for value in values[:2])
+            self.margin.add(events, requests, counts.stable_events, counts.stable_total)
+            self._margin_totals += np.where(at_last_step, counted, 0)
 
     def add_losses(self, group: str, candidate: Sequence[float], stable: Sequence[float], at_last_step: bool) -> None:
         """Add losses from 0 to 1 of both arms, one a label; for one rollout. The arguments are those of `add`."""
         self._open(group)
         self._harm[group].add_losses(np.asarray(candidate, float), np.asarray(stable, float))
+        counted = np.array([math.fsum(candidate), len(candidate), math.fsum(stable), len(stable)])
+        self._totals[group] += counted
         if not group and self.margin is not None:
             self.margin.add_losses(np.asarray(candidate if at_last_step else (), float), np.asarray(stable, float))
-        self.totals[group] += np.array([math.fsum(candidate), len(candidate), math.fsum(stable), len(stable)])
+            self._margin_totals += counted if at_last_step else 0
 
     @property
     def harmed(self) -> Booleans:
@@ -277,7 +283,8 @@ class MetricTests:
             "harm": {group: process.to_dict() for group, process in self._harm.items()},
             "margin": None if self.margin is None else self.margin.to_dict(),
             "undeclared": self._undeclared,
-            "totals": {group: [float(value) for value in total] for group, total in self.totals.items()},
+            "totals": {group: [float(value) for value in total] for group, total in self._totals.items()},
+            "margin_totals": [float(value) for value in self._margin_totals],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -286,9 +293,10 @@ class MetricTests:
             self._open(group)
         for group, values in state["harm"].items():
             self._harm[group].restore(values)
-            self.totals[group] = np.array(state["totals"][group])
+            self._totals[group] = np.array(state["totals"][group])
         if self.margin is not None:
             self.margin.restore(state["margin"])
+            self._margin_totals = np.array(state["margin_totals"])
 
     def _open(self, group: str) -> None:
         if group in self._harm:
@@ -297,7 +305,7 @@ class MetricTests:
             self._undeclared.append(group)
         cap = self._cap(log_threshold(self.alpha_of(group)))
         self._harm[group] = EProcess(self.metric.tolerance.to_limit(), "above", self.shape, cap)
-        self.totals[group] = np.zeros((4, *self.shape))
+        self._totals[group] = np.zeros((4, *self.shape))
 
     def _cap(self, threshold: float) -> float | None:
         # One window less than wanted cannot reach the threshold from 0; as many as wanted can, also from the little
@@ -307,7 +315,8 @@ class MetricTests:
     def _describe(
         self, group: str, test: Literal["harm", "margin"], process: EProcess, alpha: float, log_evidence: float
     ) -> Finding:
-        bad_candidate, all_candidate, bad_stable, all_stable = (float(value) for value in self.totals[group])
+        totals = self._totals[group] if test == "harm" else self._margin_totals
+        bad_candidate, all_candidate, bad_stable, all_stable = (float(value) for value in totals)
         candidate = bad_candidate / all_candidate if all_candidate else None
         stable = bad_stable / all_stable if all_stable else None
         is_reached = log_evidence >= log_threshold(alpha)
