@@ -49,7 +49,7 @@ test: setup ## Run the tests
 test-cluster: setup $(if $(KUBECONFIG)$(KUBEBUILDER_ASSETS),,cluster-tools) ## Run the tests that need a cluster: on KUBECONFIG's, or else on an API server of our own
 	MLFLYWHEEL_TEST_KUBECONFIG='$(KUBECONFIG)' $(BIN)/python -m pytest tests/cluster $(ARGS)
 
-cluster-tools: ## Build etcd, kube-apiserver and kubectl for those tests, once; needs Go
+cluster-tools: ## Build etcd, kube-apiserver, kubectl and KServe's manager for those tests, once; needs Go
 	$(or $(PYTHON),python3) tests/cluster/cluster_tools.py
 
 check: setup ## Lint, check types and layers, and compare the compiled pipelines with their source

@@ -2,6 +2,7 @@
 
 Which one: the cluster of MLFLYWHEEL_TEST_KUBECONFIG; else a control plane of our own, started once for each worker of
 pytest, from the folder KUBEBUILDER_ASSETS or from what `make cluster-tools` built; else they are skipped, and say why.
+KServe's controller runs on a control plane of its own in any case: its webhooks see to every InferenceService there.
 Nothing reads KUBECONFIG, so that `make test` never touches somebody's cluster; `make test-cluster` passes it on.
 """
 
@@ -12,16 +13,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_tools import TOOLS, find_tools
+from cluster_tools import TOOLS, find_kserve, find_tools
 from control_plane import Cluster, ControlPlane
 from custom_resources import NoDefinitionError, install_definitions
+from kserve_controller import KServe
 
 _GIVEN = "MLFLYWHEEL_TEST_KUBECONFIG"
+# Another build of KServe's controller manager, to see what the tests say of a newer KServe.
+_GIVEN_MANAGER = "MLFLYWHEEL_TEST_KSERVE_MANAGER"
 _HERE = Path(__file__).resolve().parent
 _NO_ASSETS = (
     "no API server for the cluster tests. Fix: run `make cluster-tools` (needs Go, takes minutes, once), or name a "
     "folder with etcd and kube-apiserver in KUBEBUILDER_ASSETS"
 )
+_NO_KSERVE = "no KServe for its tests. Fix: run `make cluster-tools` (needs Go, takes minutes, once)"
 
 
 def pytest_report_header() -> str:
@@ -33,8 +38,11 @@ def pytest_report_header() -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs an API server when there is none: here, not in a fixture, so that one line reports them all."""
     needy = {"assets"} if os.environ.get(_GIVEN) else {"assets", "cluster"}
-    if not needy.isdisjoint(getattr(item, "fixturenames", ())) and _find_assets() is None:
+    names = getattr(item, "fixturenames", ())
+    if not needy.isdisjoint(names) and _find_assets() is None:
         pytest.skip(_NO_ASSETS)
+    if "kserve" in names and find_kserve() is None:
+        pytest.skip(_NO_KSERVE)
 
 
 # urllib3 leaves the socket of a TLS handshake that a stopping server cuts off to the garbage collector.
@@ -91,6 +99,21 @@ def control_plane(cluster: Cluster) -> ControlPlane:
     return cluster
 
 
+@pytest.fixture(scope="session")
+def kserve(assets: Path) -> Iterator[KServe]:
+    """KServe's controller manager and webhooks on a control plane of their own; about 9 s and 750 MB for each worker.
+
+    It is the version that `kserve_tools/go.mod` pins, or the command that MLFLYWHEEL_TEST_KSERVE_MANAGER names.
+    """
+    sources = find_kserve()
+    assert sources is not None
+    manager = Path(os.environ.get(_GIVEN_MANAGER) or sources / "manager")
+    with ControlPlane(assets, _find_kubectl()) as plane:
+        started = KServe(plane, manager, sources)
+        started.start()
+        yield started
+
+
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A fresh namespace, deleted after the test. On our own control plane it stays: nothing there could finish that."""
@@ -103,10 +126,13 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 def install_crds(cluster: Cluster) -> Callable[[str], tuple[str, ...]]:
     """`install_crds("katib")` sees to it that a project's kinds are served, and returns the names of their definitions.
 
-    Definitions that the cluster lacks come from the folder `shared/crds` beside the repository, then from `crds` here.
-    The test is skipped when all of them lack one.
+    Definitions that the cluster lacks come from the folder `shared/crds` beside the repository, then from `crds` here,
+    then from what `make cluster-tools` took from KServe's module. The test is skipped when all of them lack one.
     """
     folders = [_HERE.parents[1].parent / "shared" / "crds", _HERE / "crds"]
+    built = find_kserve()
+    if built is not None:
+        folders.append(built / "crds")
 
     def install(project: str) -> tuple[str, ...]:
         try:

@@ -20,9 +20,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import yaml
 from kubernetes import client, config
@@ -142,15 +143,19 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    def create_definition(self, definition: dict[str, object]) -> None:
+    def create_definition(self, definition: dict[str, Any]) -> None:
         """Create a CustomResourceDefinition and wait until it is served; `clean` deletes it, with what it holds."""
+        self.create_definitions(definition)
+
+    def create_definitions(self, *definitions: dict[str, Any]) -> None:
+        """Create several, as `create_definition` does one; they get ready side by side."""
         resources = client.CustomObjectsApi(self.api_client())
         place = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
-        made = resources.create_cluster_custom_object(*place, definition)
-        name, spec = made["metadata"]["name"], made["spec"]
-        self._definitions.append(name)
+        for definition in definitions:
+            made = resources.create_cluster_custom_object(*place, definition)
+            self._definitions.append(made["metadata"]["name"])
 
-        def is_served() -> bool:
+        def is_served(name: str, spec: dict[str, Any]) -> bool:
             status = resources.get_cluster_custom_object(*place, name).get("status", {})
             conditions = {one["type"]: one["status"] for one in status.get("conditions") or ()}
             if conditions.get("NamesAccepted") == "False":
@@ -161,7 +166,9 @@ class Cluster:
                 if version["served"]
             )
 
-        wait_until(is_served, 30, f"{name} is served")
+        for definition in definitions:
+            name = definition["metadata"]["name"]
+            wait_until(partial(is_served, name, definition["spec"]), 30, f"{name} is served")
 
     def defined(self) -> set[str]:
         """Names of the CustomResourceDefinitions, such as `experiments.kubeflow.org`."""
@@ -275,7 +282,7 @@ class ControlPlane(Cluster):
             self._write_credentials()
             self._start_etcd()
             for attempt in range(3):
-                self.port = _find_port()
+                self.port = find_port()
                 try:
                     self.start_api_server()
                 except ClusterError as error:
@@ -290,11 +297,11 @@ class ControlPlane(Cluster):
             raise
 
     def stop(self) -> None:
-        """Stop both servers and remove their folder."""
+        """Stop all servers and remove their folder."""
         self._close_clients()
         for name in list(self._servers):
             # What they would still write goes with the folder.
-            self._stop(name, graceful=False)
+            self.stop_server(name, graceful=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_api_server(self) -> None:
@@ -304,7 +311,7 @@ class ControlPlane(Cluster):
             ClusterError: It ended, or is not ready in time.
         """
         keys = str(self.folder / "service-accounts.key")
-        self._start(
+        self.start_server(
             "kube-apiserver",
             f"--etcd-servers=unix://{self.folder}/client:0",
             f"--bind-address={_LOOPBACK}",
@@ -327,7 +334,7 @@ class ControlPlane(Cluster):
             # Without it, an open watch holds up a graceful stop for a minute.
             "--shutdown-watch-termination-grace-period=1s",
         )
-        self._wait_for("kube-apiserver", lambda: self._answers("/readyz", "/api/v1/namespaces/default"))
+        self.wait_for_server("kube-apiserver", lambda: self._answers("/readyz", "/api/v1/namespaces/default"))
 
     def stop_api_server(self, *, graceful: bool = True) -> None:
         """Stop the API server and leave etcd with the data.
@@ -335,12 +342,77 @@ class ControlPlane(Cluster):
         Args:
             graceful: Let it finish what it is doing; else kill it, as a node that fails would.
         """
-        self._stop("kube-apiserver", graceful=graceful)
+        self.stop_server("kube-apiserver", graceful=graceful)
 
     def restart_api_server(self, *, graceful: bool = True) -> None:
         """Stop the API server and start it on the same port with the same data; clients and their tokens stay valid."""
         self.stop_api_server(graceful=graceful)
         self.start_api_server()
+
+    def start_server(
+        self, name: str, *options: str, path: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
+        """Start a server that ends with this control plane, in its folder, where it logs to `<name>.log`.
+
+        Args:
+            name: What the other methods call it.
+            options: Of its command line.
+            path: The command; `name` among the assets if none is given.
+            environment: Variables to add to those of this process.
+
+        Raises:
+            ClusterError: There is no such command.
+        """
+        path = path or self._assets / name
+        if _executable(path) is None:
+            raise ClusterError(f"{path.parent}: no {path.name}; it is needed. Fix: run `make cluster-tools`.")
+        supervision = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid()), str(self.folder)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._servers[name] = subprocess.Popen(
+                [*supervision, str(path.resolve()), *options],
+                cwd=self.folder,
+                env=None if environment is None else os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the test run, which stops the servers at its end.
+                start_new_session=True,
+            )
+
+    def stop_server(self, name: str, *, graceful: bool) -> None:
+        """Stop a server that runs.
+
+        Args:
+            name: As `start_server` got it.
+            graceful: Let it finish what it is doing; else kill it.
+        """
+        supervisor = self._servers.pop(name, None)
+        if supervisor is None:
+            return
+        for asked in (signal.SIGTERM, signal.SIGUSR1)[0 if graceful else 1 :]:
+            supervisor.send_signal(asked)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(timeout=10)
+                return
+        # It leads the group, whose number is nobody else's as long as it is not waited for.
+        os.killpg(supervisor.pid, signal.SIGKILL)
+        supervisor.wait()
+
+    def wait_for_server(self, name: str, is_ready: Callable[[], bool]) -> None:
+        """Wait until a server is ready.
+
+        Raises:
+            ClusterError: It ended, or is not ready in time; the message shows the end of its log.
+        """
+        deadline = time.monotonic() + self._ready_seconds
+        while not is_ready():
+            status = self._servers[name].poll()
+            if status is not None or time.monotonic() > deadline:
+                seen = f"ended with {status}" if status is not None else f"not ready in {self._ready_seconds:g} s"
+                self.stop_server(name, graceful=False)
+                log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+                raise ClusterError("\n".join((f"{name}: {seen}; the end of its log:", *log[-_LOG_LINES:])))
+            time.sleep(0.05)
 
     def clean(self) -> None:
         """Do nothing: all of it goes with the folder, and no controller would delete a namespace."""
@@ -385,7 +457,7 @@ class ControlPlane(Cluster):
     def _start_etcd(self) -> None:
         # Before version 3.6 etcd takes no path for a socket, but a name with a port, as a file in its own folder. The
         # addresses for other members are not used: there are none.
-        self._start(
+        self.start_server(
             "etcd",
             "--name=test",
             "--data-dir=data",
@@ -397,55 +469,7 @@ class ControlPlane(Cluster):
             "--unsafe-no-fsync",
             "--log-level=warn",
         )
-        self._wait_for("etcd", (self.folder / "client:0").is_socket)
-
-    def _start(self, name: str, *options: str) -> None:
-        path = _executable(self._assets / name)
-        if path is None:
-            raise ClusterError(f"{self._assets}: no {name}; it is needed. Fix: run `make cluster-tools`.")
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._servers[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    str(_SUPERVISOR),
-                    str(os.getpid()),
-                    str(self.folder),
-                    str(path.resolve()),
-                    *options,
-                ],
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C is for the test run, which stops the servers at its end.
-                start_new_session=True,
-            )
-
-    def _stop(self, name: str, *, graceful: bool) -> None:
-        supervisor = self._servers.pop(name, None)
-        if supervisor is None:
-            return
-        for asked in (signal.SIGTERM, signal.SIGUSR1)[0 if graceful else 1 :]:
-            supervisor.send_signal(asked)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                supervisor.wait(timeout=10)
-                return
-        # It leads the group, whose number is nobody else's as long as it is not waited for.
-        os.killpg(supervisor.pid, signal.SIGKILL)
-        supervisor.wait()
-
-    def _wait_for(self, name: str, is_ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self._ready_seconds
-        while not is_ready():
-            status = self._servers[name].poll()
-            if status is not None or time.monotonic() > deadline:
-                seen = f"ended with {status}" if status is not None else f"not ready in {self._ready_seconds:g} s"
-                self._stop(name, graceful=False)
-                log = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-                raise ClusterError("\n".join((f"{name}: {seen}; the end of its log:", *log[-_LOG_LINES:])))
-            time.sleep(0.05)
+        self.wait_for_server("etcd", (self.folder / "client:0").is_socket)
 
     def _answers(self, *paths: str) -> bool:
         try:
@@ -469,7 +493,7 @@ def _executable(path: Path) -> Path | None:
     return path if os.access(path, os.X_OK) else None
 
 
-def _find_port() -> int:
+def find_port() -> int:
     """A port that is free now; not from a seed, so that two runs do not meet on it."""
     chosen = random.SystemRandom()
     while True:

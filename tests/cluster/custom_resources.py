@@ -61,16 +61,16 @@ def install_definitions(cluster: Cluster, project: str, folders: Sequence[Path])
     found: dict[str, dict[str, Any]] = {}
     if missing:
         for folder in reversed(folders):
-            found |= _read_definitions(folder / project)
+            found |= read_definitions(folder / project)
     unknown = [name for name in missing if name not in found]
     if unknown:
         raise NoDefinitionError(f"{project}: the cluster has no {', '.join(unknown)}, nor is a definition at hand")
-    for name in missing:
-        cluster.create_definition(found[name])
+    cluster.create_definitions(*(found[name] for name in missing))
     return names
 
 
-def _read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
+def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
+    """The CustomResourceDefinitions in a folder's YAML files, by name; none if there is no such folder."""
     definitions = {}
     for file in sorted(folder.glob("*.yaml")):
         # What safe_load does, by the C library: InferenceService alone is 39,000 lines.

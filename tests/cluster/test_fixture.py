@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster_tools import TOOLS, tools_folder
+from cluster_tools import KSERVE_FILES, TOOLS, tools_folder
 from control_plane import Cluster, ClusterError, ControlPlane, wait_until
 from custom_resources import NoDefinitionError, install_definitions
 from kubernetes import client
@@ -371,8 +371,44 @@ def test_finished_build_is_found_and_not_repeated(tmp_path: Path) -> None:
     tools = "for name in server kube-apiserver kubectl; do echo > $name; chmod +x $name; done"
     path = put_go(tmp_path, tools, f'echo "$CGO_ENABLED $GOWORK $GOOS" >> {tmp_path}/builds')
     variables = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path, "CGO_ENABLED": "1", "GOOS": "plan9"}
-    assert run_cluster_tools(**variables).returncode == 0
-    assert run_cluster_tools(**variables).returncode == 0
+    assert run_cluster_tools("control-plane", **variables).returncode == 0
+    assert run_cluster_tools("control-plane", **variables).returncode == 0
     assert (tmp_path / "builds").read_text() == "0 off \n"
     folder = Path(run_cluster_tools("--print-path", **variables).stdout.strip())
     assert {file.name for file in folder.iterdir()} == set(TOOLS)
+
+
+def test_kserve_comes_with_the_files_of_its_module(tmp_path: Path) -> None:
+    module = tmp_path / "module"
+    for source in KSERVE_FILES:
+        file = module / source.replace("*", "one")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source, encoding="utf-8")
+        # As Go's module cache has them.
+        file.chmod(0o444)
+    lines = (f'[ "$1" = list ] && echo {module} && exit', 'while [ "$1" != -o ]; do shift; done')
+    go = tmp_path / "go"
+    go.write_text("\n".join(("#!/bin/sh", *lines, 'cp /bin/sh "$2/manager"')) + "\n", encoding="utf-8")
+    go.chmod(0o755)
+    variables = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert run_cluster_tools("kserve", "--print-path", **variables).returncode == 1
+    assert run_cluster_tools("kserve", **variables).returncode == 0
+    folder = Path(run_cluster_tools("kserve", "--print-path", **variables).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"manager", "crds", "inferenceservice.yaml", "webhooks.yaml"}
+    copied = folder / "crds" / "knative" / "knative_service.yaml"
+    assert copied.read_text(encoding="utf-8") == "test/crds/knative_service.yaml"
+    # What is there is not built again.
+    go.unlink()
+    assert run_cluster_tools("kserve", **variables).returncode == 0
+
+
+def test_kserve_without_a_file_that_is_needed_leaves_nothing(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    lines = (f'[ "$1" = list ] && echo {tmp_path} && exit', 'while [ "$1" != -o ]; do shift; done')
+    go.write_text("\n".join(("#!/bin/sh", *lines, 'cp /bin/sh "$2/manager"')) + "\n", encoding="utf-8")
+    go.chmod(0o755)
+    cache = tmp_path / "cache"
+    done = run_cluster_tools("kserve", XDG_CACHE_HOME=str(cache), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "has no config/crd/full" in done.stderr
+    assert list((cache / "mlflywheel" / "kserve-tools").iterdir()) == []
