@@ -35,9 +35,11 @@ from rendered_manifests import (
     service_of,
     strings_in,
 )
+from typer.testing import CliRunner
 
 from mlflywheel import lint
-from mlflywheel.images import PREDICTOR, PREDICTOR_GPU
+from mlflywheel.cli import app
+from mlflywheel.images import COMPONENTS, PREDICTOR, PREDICTOR_GPU
 from mlflywheel.models.contract import load_model_class
 
 SERVING = [rendering for rendering in RENDERINGS if not rendering.folder.endswith("runtime")]
@@ -557,3 +559,92 @@ def test_address_of_prometheus_has_one_place(copied: Path) -> None:
     )
     metrics = service_of(kustomize(copied / GPU.folder))["spec"]["predictor"]["autoScaling"]["metrics"]
     assert [one["external"]["metric"]["serverAddress"] for one in metrics] == ["http://p", "http://p"]
+
+
+# Rollouts, unattended.
+
+ROLLOUTS = Rendering("manifests/rollouts")
+
+
+def rollout_pod(documents: list[Document]) -> Document:
+    """The pod of the CronJob."""
+    return dict(only(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"])
+
+
+def test_rollouts_name_each_object_once_and_nothing_of_the_cluster(render: Renderer) -> None:
+    documents = render(ROLLOUTS)
+    assert sorted(one["kind"] for one in documents) == ["CronJob", "Role", "RoleBinding", "ServiceAccount"]
+    assert len({one["metadata"]["namespace"] for one in documents}) == 1
+    assert [str(finding) for finding in lint.lint_documents([lint.Document(one) for one in documents])] == []
+
+
+def test_rollouts_run_as_an_account_with_named_rights(render: Renderer) -> None:
+    documents = render(ROLLOUTS)
+    account, binding = only(documents, "ServiceAccount"), only(documents, "RoleBinding")
+    name, namespace = account["metadata"]["name"], account["metadata"]["namespace"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]
+    assert binding["roleRef"]["name"] == only(documents, "Role")["metadata"]["name"]
+    pod = rollout_pod(documents)
+    assert pod["serviceAccountName"] == name
+    # The pod alone gets a token.
+    assert (account["automountServiceAccountToken"], pod["automountServiceAccountToken"]) == (False, True)
+    granted = [
+        (resource, verb)
+        for rule in only(documents, "Role")["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+    assert len(set(granted)) == len(granted)
+    assert not [one for one in granted if "*" in one or one[0] in ("secrets", "pods/exec", "roles", "rolebindings")]
+    # Whatever serves is never deleted by this account.
+    assert {resource for resource, verb in granted if verb == "delete"} == {"horizontalpodautoscalers", "scaledobjects"}
+
+
+def test_rollouts_tick_each_minute_and_one_at_a_time(render: Renderer) -> None:
+    spec = only(render(ROLLOUTS), "CronJob")["spec"]
+    assert spec["schedule"] == "* * * * *"
+    assert spec["concurrencyPolicy"] == "Forbid"
+    # Under ten seconds Kubernetes may never start it, and without any it stops after a hundred missed starts.
+    assert 10 <= spec["startingDeadlineSeconds"] < 60
+    job = spec["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 0
+    assert job["activeDeadlineSeconds"] > 600
+    assert rollout_pod(render(ROLLOUTS))["restartPolicy"] == "Never"
+
+
+def test_rollouts_container_is_bounded_and_locked_down(render: Renderer) -> None:
+    pod = rollout_pod(render(ROLLOUTS))
+    (container,) = pod["containers"]
+    assert container["image"] == COMPONENTS
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    for resources in (container["resources"]["requests"], container["resources"]["limits"]):
+        assert {"cpu", "memory"} <= resources.keys()
+    # Where the image has its home, and Python its temporary files.
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert pod["volumes"][0]["emptyDir"]["sizeLimit"]
+
+
+def test_rollouts_name_the_service_in_one_place(render: Renderer, copied: Path) -> None:
+    found = [text for one in render(ROLLOUTS) for text in strings_in(one) if "ad-campaigns" in text]
+    assert found == ["ad-campaigns"]
+    edit(copied / "manifests/rollouts/cron-job.yaml", "value: ad-campaigns", "value: other")
+    (container,) = rollout_pod(kustomize(copied / ROLLOUTS.folder))["containers"]
+    assert container["command"][:3] == ["mlflywheel", "rollout", "step"]
+    assert container["command"][3] == "$(SERVICE)"
+    assert container["env"][0] == {"name": "SERVICE", "value": "other"}
+
+
+def test_rollouts_call_a_command_that_exists(render: Renderer) -> None:
+    command = rollout_pod(render(ROLLOUTS))["containers"][0]["command"]
+    shown = CliRunner().invoke(app, [*command[1:3], "--help"])
+    assert shown.exit_code == 0
+    assert [one for one in command if one.startswith("--") and one not in shown.output] == []

@@ -369,6 +369,9 @@ class MortalStore(Store):
     def save(self, record: Record) -> Record:
         raise NotImplementedError
 
+    def require_lock(self) -> None:
+        self._store.require_lock()
+
     @contextmanager
     def lock(self, holder: str) -> Iterator[None]:
         with self._store.lock(holder):

@@ -51,8 +51,7 @@ class FileStore(Store):
             ForeignEditError: The file is not what it was when the record was loaded.
             RolloutError: The lock is not held, or the file cannot be written.
         """
-        if not self._is_held:
-            raise _not_held(str(self.path))
+        self.require_lock()
         content = self._read()
         found = "" if content is None else _hash(content)
         if found != record.version:
@@ -69,6 +68,15 @@ class FileStore(Store):
         except OSError as error:
             raise self._unusable("written", error) from error
         return replace(record, version=_hash(content))
+
+    def require_lock(self) -> None:
+        """Return if the lock is held.
+
+        Raises:
+            RolloutError: It is not.
+        """
+        if not self._is_held:
+            raise _not_held(str(self.path))
 
     @contextmanager
     def lock(self, holder: str) -> Iterator[None]:

@@ -135,6 +135,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def require_lock(self) -> None:
+        """Return if the lock is still held.
+
+        Raises:
+            RolloutError: It is not, or no longer: somebody else may be at the rollout by now.
+        """
+
+    @abstractmethod
     def lock(self, holder: str) -> AbstractContextManager[None]:
         """Hold the service's rollout alone.
 

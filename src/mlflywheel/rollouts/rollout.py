@@ -263,6 +263,7 @@ class Rollout:
     def _move(self, record: Record, target: Target) -> tuple[Move, Record]:
         """Let the actuator do the next thing; what it notes is saved, also when it fails."""
         memo = dict(record.memo)
+        self.store.require_lock()
         try:
             move = self.actuator.move(record.candidate, target, memo)
         except Exception:
