@@ -338,7 +338,8 @@ class _Object:
 
     def number(self, name: str, default: float | None = None, most: float = math.inf) -> float:
         value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value != value:
+        # `1e999` is JSON, and infinity.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
             limit = f"a number from 0 to {most:g}" if most < math.inf else "a number of at least 0"
             raise self.error(name, _show(value), f"{limit} is needed", "correct it")
         return float(value)
