@@ -17,8 +17,8 @@ SCHEMA = 1
 
 DEFAULT_YAML = """\
 schema: 1
-# Percent of the traffic that the candidate gets, step by step. A first step of 0 is a dark launch: it starts, and gets
-# no traffic.
+# Percent of the traffic that the candidate gets, step by step, in whole numbers as KServe has them. A first step of 0 is
+# a dark launch: it starts, and gets no traffic.
 steps: [1, 5, 25, 50, 100]
 # At most this share of equally good candidates is rolled back, and of candidates beyond a margin promoted: over all
 # metrics and however often the judge is asked.
@@ -192,7 +192,7 @@ class Policy(_Strict):
     """A rollout's policy; `DEFAULT_YAML` explains the fields."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    steps: tuple[float, ...] = (1, 5, 25, 50, 100)
+    steps: tuple[int, ...] = (1, 5, 25, 50, 100)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     power: float = Field(default=0.9, ge=0.5, lt=1)
     minimum: Minimum = Minimum()
@@ -212,7 +212,7 @@ class Policy(_Strict):
 
     @field_validator("steps")
     @classmethod
-    def _check_steps(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         if len(steps) < 2 or steps[-1] != 100:
             raise ValueError("at least one step below 100 is needed, and 100 at the end")
         if not all(before < after for before, after in pairwise(steps)):
