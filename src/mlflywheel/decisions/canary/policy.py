@@ -17,8 +17,8 @@ SCHEMA = 1
 
 DEFAULT_YAML = """\
 schema: 1
-# Whole percents of the traffic that the candidate gets, step by step. A first step of 0 is a dark launch: it starts, and
-# gets no traffic.
+# Whole percents of the traffic that the candidate gets, step by step. A first step of 0 is a dark launch: it starts,
+# and gets no traffic.
 steps: [1, 5, 25, 50, 100]
 # At most this share of equally good candidates is rolled back, and of candidates beyond a margin promoted: over all
 # metrics and however often the judge is asked.
