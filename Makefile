@@ -68,10 +68,11 @@ compile: setup ## Write every pipeline.yaml from its pipeline.py
 
 lock: setup ## Resolve requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml --extra all --extra gcs --group dev --group benchmarks -o requirements/dev.txt
-	$(LOCK) pyproject.toml --extra pipelines --extra tuning --extra cluster --extra fast --extra s3 -c requirements/dev.txt \
-		-o requirements/components.txt
-	$(LOCK) pyproject.toml --extra serving --extra fast -c requirements/dev.txt -o requirements/predictor.txt
-	$(LOCK) pyproject.toml --extra serving --extra fast --extra gpu -c requirements/dev.txt -o requirements/predictor-gpu.txt
+	$(LOCK) pyproject.toml --extra pipelines --extra tuning --extra cluster --extra trees --extra fairness --extra fast \
+		--extra s3 -c requirements/dev.txt -o requirements/components.txt
+	$(LOCK) pyproject.toml --extra serving --extra onnx --extra fast -c requirements/dev.txt -o requirements/predictor.txt
+	$(LOCK) pyproject.toml --extra serving --extra onnx --extra fast --extra gpu -c requirements/dev.txt \
+		-o requirements/predictor-gpu.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 
 bench: setup ## Measure against peers; also make bench BENCH=pipeline, and BENCH=tuning

@@ -1,5 +1,6 @@
 """KFP components: thin wrappers that read paths, call one function of the library, write paths and log metrics."""
 
+from mlflywheel.components.deployment import deploy_model
 from mlflywheel.components.evaluation import evaluate_model, refuse_model
 from mlflywheel.components.ingestion import ingest_data
 from mlflywheel.components.preparation import prepare_table
@@ -11,6 +12,7 @@ from mlflywheel.components.tuning import tune_model
 from mlflywheel.components.validation import validate_data
 
 __all__ = [
+    "deploy_model",
     "evaluate_model",
     "extend_model",
     "ingest_data",

@@ -5,6 +5,7 @@ from pathlib import Path
 from kfp import dsl
 
 from mlflywheel.components import (
+    deploy_model,
     evaluate_model,
     extend_model,
     ingest_data,
@@ -47,6 +48,13 @@ def ad_campaigns(
     gates: str = read_configuration(_FOLDER / "gates.yaml"),
     model_name: str = "ad-campaigns",
     registry: str = "http://model-registry-service.kubeflow.svc.cluster.local:8080",
+    deploy: bool = False,
+    service: str = "ad-campaigns",
+    namespace: str = "",
+    rollout: str = read_configuration(_FOLDER / "rollout.yaml"),
+    prometheus: str = "",
+    preset: str = "",
+    on_rollback: str = "fail",
 ):
     """From a table of terms to registered topic fingerprints, similar campaigns and recommended keywords.
 
@@ -69,6 +77,13 @@ def ad_campaigns(
         gates: The thresholds, as YAML.
         model_name: Name to register the model under.
         registry: URL of a Kubeflow Model Registry, or path of an embedded one.
+        deploy: Whether to roll the registered version out as a canary.
+        service: InferenceService to roll it out on, which serves a version already.
+        namespace: Namespace of the service; the pod's or the kubeconfig's own if empty.
+        rollout: What the rollout may cost and has to show, as YAML.
+        prometheus: Address of the Prometheus that counts the service's requests.
+        preset: Whose metrics it has, such as mlflywheel or kserve; by the service's mode if empty.
+        on_rollback: What a rollback does to the run: fail, or report.
     """
     ingested = ingest_data(data=data, columns=columns, model=_MODEL)
     # The bytes behind a URI can change without the URI; KFP's cache would not notice.
@@ -117,5 +132,18 @@ def ad_campaigns(
         registered.set_caching_options(False).set_retry(3, backoff_duration="10s")
         scored = score_table(extended=extended, table=table, model_version=registered.output)
         scored.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
+        deployed = deploy_model(
+            model_version=registered.output,
+            registry=registry,
+            service=service,
+            enabled=deploy,
+            namespace=namespace,
+            policy=rollout,
+            prometheus=prometheus,
+            preset=preset,
+            on_rollback=on_rollback,
+        ).after(scored)
+        # A rollout that a lost pod had begun is gone on with; one that has ended is not begun again.
+        deployed.set_caching_options(False).set_retry(2, backoff_duration="60s")
     with dsl.Else(name="gates-refused"):
         refuse_model(verdict=evaluated.outputs["verdict"])

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel import __version__
+from mlflywheel.cli_rollout import rollout_app
 from mlflywheel.client import Client
 from mlflywheel.console import (
     ProgressView,
@@ -24,6 +25,19 @@ from mlflywheel.console import (
 )
 from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
+from mlflywheel.options import (
+    AsJson,
+    ExperimentFile,
+    Maps,
+    Params,
+    Prepares,
+    Quiet,
+    Registry,
+    Runs,
+    Sets,
+    Split,
+    read_text_file,
+)
 from mlflywheel.runs.folder import DEFAULT_RUNS
 from mlflywheel.runs.runner import terminated_as_interrupt
 from mlflywheel.runs.search import Execution
@@ -41,43 +55,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at registered models.")
 app.add_typer(models_app, name="models")
-
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", show_default=True)]
-Registry = Annotated[
-    str | None,
-    typer.Option(
-        "--registry", help="Path of an embedded registry or URL of a Kubeflow Model Registry.", show_default=False
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Maps = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="OURS=THEIRS", help="Our column name and the table's; repeatable.", show_default=False
-    ),
-]
-Split = Annotated[
-    bool, typer.Option("--split-terms", help="Split each term at white space: for tables with one text a campaign.")
-]
-Prepares = Annotated[
-    list[str] | None,
-    typer.Option("--prepare", metavar="NAME=VALUE", help="A preparation setting; repeatable.", show_default=False),
-]
-Params = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--param", metavar="NAME=VALUE", help="A model parameter, nested with dots; repeatable.", show_default=False
-    ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other pipeline parameter; repeatable.", show_default=False),
-]
-ExperimentFile = Annotated[
-    Path | None,
-    typer.Option("--experiment", help="Another search for parameters, a Katib Experiment.", show_default=False),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+app.add_typer(rollout_app, name="rollout")
 
 
 def main() -> None:
@@ -149,7 +127,7 @@ def run(
     arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
     for name, path in (("gates", gates), ("expectations", expectations), ("experiment", experiment)):
         if path is not None:
-            arguments[name] = _read_text(f"--{name}", path)
+            arguments[name] = read_text_file(f"--{name}", path)
     console = Console(stderr=True)
     client = Client(runs, registry)
     with ProgressView(console, quiet or verbose) as view:
@@ -244,7 +222,7 @@ def tune(
     """
     arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
     if experiment is not None:
-        arguments["experiment"] = _read_text("--experiment", experiment)
+        arguments["experiment"] = read_text_file("--experiment", experiment)
     execution = Execution(
         executor or "local",
         any_command=any_command,
@@ -541,11 +519,3 @@ def _read_maps(maps: list[str] | None) -> dict[str, str]:
 def _read_prepare(prepares: list[str] | None, split_terms: bool) -> dict[str, Any]:
     values = nest(read_assignments("--prepare", prepares or []), "--prepare")
     return {**values, "split_terms": True} if split_terms else values
-
-
-def _read_text(option: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{option} {path}", reason, "a readable text file is needed", "correct the path") from None

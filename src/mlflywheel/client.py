@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +16,7 @@ from mlflywheel.errors import DataError, MissingExtraError, MlflywheelError, Usa
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline, find_pipeline
 from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, parse_reference
-from mlflywheel.runs.folder import DEFAULT_RUNS
+from mlflywheel.runs.folder import DEFAULT_RUNS, new_run_id
 from mlflywheel.runs.runner import EventCallback, read_name, read_parameters, run_pipeline
 from mlflywheel.runs.search import (
     Execution,
@@ -32,7 +32,11 @@ from mlflywheel.runs.server import LocalServer, ServeOptions, ignore_event
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from mlflywheel.cluster.rollouts import ServiceRollout
+    from mlflywheel.decisions.canary.policy import Policy
     from mlflywheel.models.contract import Model
+    from mlflywheel.rollouts.interfaces import Candidate
+    from mlflywheel.rollouts.rehearsal import Rehearsal
     from mlflywheel.tuning.experiment import Experiment
 
 DEFAULT_EXECUTION = Execution()
@@ -425,6 +429,112 @@ class Client:
         """
         name, version = parse_reference(reference)
         return self.registry.get(name, version)
+
+    def rollout(
+        self,
+        service: str,
+        *,
+        namespace: str | None = None,
+        context: str | None = None,
+        source: Mapping[str, Any] | None = None,
+        who: str | None = None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> "ServiceRollout":
+        """Open the canary rollout of an InferenceService, running or to be started.
+
+        Args:
+            service: Name of the InferenceService.
+            namespace: Its namespace; the pod's or the kubeconfig's own if left out.
+            context: Context of the kubeconfig.
+            source: Where evidence comes from, such as `{"kind": "prometheus", "address": URL}`; what the rollout was
+                started with if left out.
+            who: For the history; this user and host if left out.
+            told: Called with a line when the API server keeps a call waiting.
+
+        Returns:
+            The rollout: `start`, `step`, `watch`, `promote`, `roll_back`, `pause`, `resume` and `status`.
+
+        Raises:
+            MissingExtraError: kubernetes is not installed.
+            RolloutError: There is no such service, or a permission is missing.
+        """
+        from mlflywheel.cluster.rollouts import open_rollout
+
+        return open_rollout(service, namespace=namespace, context=context, source=source, who=who, told=told)
+
+    def candidate(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        service: "ServiceRollout | None" = None,
+    ) -> "Candidate":
+        """Return a registered version as what a rollout takes.
+
+        Args:
+            reference: `NAME@VERSION`, or `NAME` for the newest.
+            name: Short name in the service; `v` and the version's number if left out.
+            overrides: Fields of the predictor to change with it.
+            service: The rollout that it is for: arguments that name the version in use are changed with it.
+
+        Raises:
+            RegistryError: There is no such version.
+            UsageError: It lies where a cluster cannot read it.
+        """
+        from mlflywheel.cluster.deployment import make_candidate
+
+        made = make_candidate(self.model(reference), name, overrides)
+        return made if service is None else service.adapt(made)
+
+    def rehearse(
+        self,
+        stable: str | Path,
+        candidate: str | Path,
+        requests: str | Path,
+        *,
+        policy: "Policy | None" = None,
+        folder: Path | None = None,
+        progress: ProgressCallback = ignore_progress,
+        **options: Any,
+    ) -> "Rehearsal":
+        """Send recorded requests to two versions on this machine, and let the judge of rollouts compare them.
+
+        Args:
+            stable: The version in use: `NAME`, `NAME@VERSION` or a folder.
+            candidate: The version to be judged, named alike.
+            requests: Path or URI of the recorded requests, JSON lines.
+            policy: What has to be shown; the default policy if left out.
+            folder: Where the report goes; a new folder beside the runs if left out.
+            progress: Called with the phase and how far it is.
+            options: As `mlflywheel.runs.rehearsal.rehearse` takes them: `labels`, `undecided`, `in_process`, `seed`
+                and `concurrency`.
+
+        Raises:
+            DataError: A file cannot be read, or has too few requests.
+            ModelError: A version cannot be served.
+        """
+        from mlflywheel.decisions.canary.policy import Policy
+        from mlflywheel.runs.rehearsal import rehearse
+
+        with (
+            self._locate(str(stable), progress) as (old, old_name, _),
+            self._locate(str(candidate), progress) as (new, new_name, _),
+        ):
+            names = (
+                str(stable) if Path(stable).is_dir() else old_name,
+                str(candidate) if Path(candidate).is_dir() else new_name,
+            )
+            return rehearse(
+                old,
+                new,
+                str(requests),
+                policy or Policy(),
+                references=names,
+                folder=folder or self.runs / "rehearsals" / new_run_id(),
+                progress=progress,
+                **options,
+            )
 
     def compile(self, pipeline: str | None = None, *, check: bool = False) -> list[Path]:
         """Compile pipelines into the YAML beside them, or only compare.

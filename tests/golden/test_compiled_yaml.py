@@ -14,13 +14,14 @@ from kfp import compiler
 
 from mlflywheel import images
 from mlflywheel.data.validation import read_suite
+from mlflywheel.decisions.canary.policy import read_policy
 from mlflywheel.decisions.gates import read_gates
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 
 OLDER_KFP = Path(sys.prefix) / "kfp-2.16"
 READER = Path(__file__).with_name("read_with_older_kfp.py")
 # Steps that read or change what lies outside the run: their result may differ when nothing in the cache's key does.
-NEVER_CACHED = {"ingest-data", "register-model"}
+NEVER_CACHED = {"deploy-model", "ingest-data", "register-model"}
 
 each_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pipeline: pipeline.name)
 
@@ -172,6 +173,14 @@ def test_defaults_are_the_configuration_files(pipeline: Pipeline) -> None:
     assert read_gates(parameters["gates"]["defaultValue"]) == read_gates(gates)
     suite = (pipeline.folder / "expectations.json").read_text(encoding="utf-8")
     assert read_suite(parameters["expectations"]["defaultValue"], "") == read_suite(suite, "")
+    rollout = (pipeline.folder / "rollout.yaml").read_text(encoding="utf-8")
+    assert read_policy(parameters["rollout"]["defaultValue"]) == read_policy(rollout)
+
+
+@each_pipeline
+def test_nothing_is_deployed_unless_it_is_asked_for(pipeline: Pipeline) -> None:
+    parameters = read_spec(pipeline)["root"]["inputDefinitions"]["parameters"]
+    assert parameters["deploy"]["defaultValue"] is False
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from mlflywheel import components
 from mlflywheel.cli import app
+from mlflywheel.cli_rollout import rollout_app
 from mlflywheel.models.contract import load_model_class
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 
@@ -39,18 +40,19 @@ def test_every_pipeline_has_a_page_that_names_its_columns(pipeline: Pipeline) ->
 
 def test_commands_in_the_pages_exist() -> None:
     known = {"run", "tune", "lint", "serve", "compile", "sample", "score", "models list", "models show", "doctor"}
+    known |= {f"rollout {command.name or command.callback.__name__}" for command in rollout_app.registered_commands}
     used = set()
     for page in PAGES:
         for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.splitlines():
-                match = re.match(r"(?:\.venv/bin/)?mlflywheel (models \w+|\w+)", line)
+                match = re.match(r"(?:\.venv/bin/)?mlflywheel ((?:models|rollout) \w+|\w+)", line)
                 if match:
                     used.add(match.group(1))
                     options = [word for word in line.split() if word.startswith("--")]
                     help_text = CliRunner().invoke(app, [*match.group(1).split(), "--help"]).output
                     assert [option for option in options if option not in help_text] == [], line
     assert used <= known
-    assert {"run", "score", "models show"} <= used
+    assert {"run", "score", "models show", "rollout start"} <= used
 
 
 def test_make_targets_in_the_pages_exist() -> None:

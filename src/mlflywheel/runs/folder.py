@@ -167,6 +167,7 @@ def compose_summary(
         "metrics": facts.get("metrics", {}),
         "gates": facts.get("gates", []),
         "tuning": facts.get("tuning"),
+        "rollout": facts.get("rollout"),
         "model": facts.get("model"),
         "artifacts": facts.get("artifacts", {}),
         "seconds": {step["name"]: round(step["seconds"], 3) for step in story.steps if step["seconds"] is not None},

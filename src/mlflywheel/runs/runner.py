@@ -361,19 +361,19 @@ def render_run(folder: RunFolder, summary: Mapping[str, Any], story: Story) -> s
         Report(
             str(summary["pipeline"]),
             {**summary, "artifacts": relative},
-            _add_sections(evaluation, _read_json(artifacts.get("search"))),
+            _add_sections(evaluation, *(_read_json(artifacts.get(name)) for name in ("search", "rollout"))),
             _read_json(artifacts.get("validation_results")),
             steps,
         )
     )
 
 
-def _add_sections(evaluation: Any, search: Any) -> Evaluation | None:
-    """Put the search's part of the report behind the model's own."""
+def _add_sections(evaluation: Any, *others: Any) -> Evaluation | None:
+    """Put the parts of other steps behind the model's own part of the report."""
     measured = None if evaluation is None else Evaluation.from_dict(evaluation)
-    if search is None:
+    sections = tuple(Section(**section) for other in others if other is not None for section in other["sections"])
+    if not sections:
         return measured
-    sections = tuple(Section(**section) for section in search["sections"])
     return replace(measured, sections=measured.sections + sections) if measured else Evaluation((), sections)
 
 
