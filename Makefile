@@ -75,7 +75,7 @@ lock: setup ## Resolve requirements/*.txt from pyproject.toml
 		-o requirements/predictor-gpu.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 
-bench: setup ## Measure against peers; also make bench BENCH=pipeline, and BENCH=tuning
+bench: setup ## Measure against peers; also BENCH=pipeline, rollouts, serving or tuning
 	$(BIN)/python -m benchmarks.$(BENCH).run $(ARGS)
 
 image: setup ## Build an image: make image IMAGE=components, predictor or predictor-gpu

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView
+from mlflywheel.console import ProgressView, print_error
 from mlflywheel.decisions.canary.policy import Policy, read_policy
 from mlflywheel.errors import GateRefusedError, MlflywheelError, RolloutError, UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
@@ -29,6 +29,8 @@ from mlflywheel.runs.runner import terminated_as_interrupt
 
 if TYPE_CHECKING:
     from mlflywheel.cluster.rollouts import ServiceRollout
+
+_EXIT_INTERRUPTED = 130
 
 rollout_app = typer.Typer(
     no_args_is_help=True,
@@ -148,10 +150,12 @@ def start(
     if dry_run:
         _print_dry_run(rollout, chosen, read, as_json)
         return
+    with _giving_lock_back(rollout, "status", "says whether it was started"):
+        record = rollout.start(chosen, read, source)
+    # Not before: what is refused needs no evidence.
     _check_source(rollout.source)
     if not source:
         _warn("no source of evidence: the rollout waits for its deadline. Fix: add --prometheus URL")
-    record = rollout.start(chosen, read, source)
     if follow:
         _follow(rollout, as_json, quiet)
         return
@@ -172,7 +176,7 @@ def step(service: Service, namespace: Namespace = None, context: Context = None,
     if before is None:
         _print_nothing(rollout.service, as_json)
         return
-    with terminated_as_interrupt():
+    with _giving_lock_back(rollout, "step", "goes on with it"):
         record = rollout.step()
     _print_record(record, as_json)
     if not before.has_ended:
@@ -220,7 +224,10 @@ def promote(
     \b
     mlflywheel rollout promote ad-campaigns --why "fixes an incident"
     """
-    _print_record(_open(service, namespace, context).promote(why), as_json)
+    rollout = _open(service, namespace, context)
+    with _giving_lock_back(rollout, "status", "says whether it was ordered"):
+        record = rollout.promote(why)
+    _print_record(record, as_json)
 
 
 @rollout_app.command()
@@ -232,7 +239,10 @@ def rollback(
     \b
     mlflywheel rollout rollback ad-campaigns --why "customers complain"
     """
-    _print_record(_open(service, namespace, context).roll_back(why), as_json)
+    rollout = _open(service, namespace, context)
+    with _giving_lock_back(rollout, "status", "says whether it was ordered"):
+        record = rollout.roll_back(why)
+    _print_record(record, as_json)
 
 
 @rollout_app.command()
@@ -251,7 +261,9 @@ def pause(
     mlflywheel rollout pause ad-campaigns --resume
     """
     rollout = _open(service, namespace, context)
-    _print_record(rollout.resume(why) if resume else rollout.pause(why), as_json)
+    with _giving_lock_back(rollout, "status", "says whether it was ordered"):
+        record = rollout.resume(why) if resume else rollout.pause(why)
+    _print_record(record, as_json)
 
 
 @rollout_app.command()
@@ -336,7 +348,7 @@ def simulate(
     \b
     mlflywheel rollout simulate
     mlflywheel rollout simulate --policy rollout.yaml --scenario aa,error-x2 --runs 1000 --seed 7 --json
-    mlflywheel rollout simulate --scenario low-traffic --traffic requests_per_second=0.01
+    mlflywheel rollout simulate --scenario aa,error-x3 --traffic requests_per_second=50 --traffic error_rate=0.002
     """
     from mlflywheel.decisions.canary.simulation import SCENARIOS, Traffic, results_to_dict
     from mlflywheel.decisions.canary.simulation import simulate as run_simulation
@@ -541,9 +553,24 @@ def _print_dry_run(rollout: Rollout, candidate: Candidate, policy: Policy, as_js
         print(line)
 
 
+@contextmanager
+def _giving_lock_back(rollout: Rollout, command: str, does: str) -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that nobody has to wait until the lock runs out, and say what next.
+
+    Typer would end without a word.
+    """
+    try:
+        with terminated_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        namespace, _, name = rollout.service.rpartition("/")
+        again = f"`mlflywheel rollout {command} {name} -n {namespace}` {does}"
+        print_error(Console(stderr=True), f"interrupted; the rollout stays as it stands: {again}")
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+
+
 def _follow(rollout: Rollout, as_json: bool, quiet: bool) -> None:
-    # The lock is given back on SIGTERM too, so that nobody has to wait until it runs out.
-    with terminated_as_interrupt():
+    with _giving_lock_back(rollout, "watch", "goes on with it"):
         record = _watch(rollout, as_json, quiet)
     if record is not None:
         _raise_end(record)
