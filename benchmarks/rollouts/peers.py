@@ -8,9 +8,9 @@ measures the candidate's success rate and p99 over the last interval. A check th
 traffic does, leaves the weight and is counted. The count is never taken back; at the first tick with `threshold` failed
 checks it rolls back, which is an interval after the last of them.
 
-**Argo Rollouts 1.10.0-rc1** (docs/features/analysis.md, analysis/analysis.go, utils/evaluate/evaluate.go). Steps of setWeight
-and pause; a background analysis measures every `interval`. A measurement whose `successCondition` does not hold is
-failed, also where the result is NaN for want of traffic; more than `failureLimit` failed ones abort. At the end of the
+**Argo Rollouts 1.10.0-rc1** (docs/features/analysis.md, analysis/analysis.go, utils/evaluate/evaluate.go). Steps of
+setWeight and pause; a background analysis measures every `interval`. A measurement whose `successCondition` does not
+hold is failed, also where the result is NaN for want of traffic; more than `failureLimit` failed ones abort. At the end of the
 steps the candidate is promoted.
 
 Both compare with fixed thresholds in their documentation. Both allow queries of one's own, so that a candidate can be
