@@ -10,8 +10,8 @@ checks it rolls back, which is an interval after the last of them.
 
 **Argo Rollouts 1.10.0-rc1** (docs/features/analysis.md, analysis/analysis.go, utils/evaluate/evaluate.go). Steps of
 setWeight and pause; a background analysis measures every `interval`. A measurement whose `successCondition` does not
-hold is failed, also where the result is NaN for want of traffic; more than `failureLimit` failed ones abort. At the end of the
-steps the candidate is promoted.
+hold is failed, also where the result is NaN for want of traffic; more than `failureLimit` failed ones abort. At the
+end of the steps the candidate is promoted.
 
 Both compare with fixed thresholds in their documentation. Both allow queries of one's own, so that a candidate can be
 compared with the stable version: here the difference of the error rates, and the ratio of the p99s.
