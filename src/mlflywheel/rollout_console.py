@@ -3,18 +3,25 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mlflywheel.decisions.canary.evidence import Window
+from mlflywheel.decisions.canary.evidence import ARMS, Window
 from mlflywheel.rollouts.record import Record
 from mlflywheel.rollouts.rehearsal import Rehearsal
 
-_BAR_CELLS = 24
+_BAR_CELLS = range(6, 25)
+_SPARK_WINDOWS = 24
+# Names of tests are broken into lines where they are longer.
+_TEST_CHARACTERS = 30
+# Evidence grows without bounds; more digits than these say nothing.
+_MOST_EVIDENCE = 10_000
 _SPARKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"promoted": "green", "rolled_back": "red", "stopped": "red", "promoting": "green", "rolling_back": "red"}
 
@@ -42,7 +49,7 @@ def print_history(console: Console, record: Record) -> None:
         console.print(Text(f"{before['id']}  {before['candidate']}  {before['phase']}  {ended}", "dim"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("time", "who", "what", "why"):
-        table.add_column(name, no_wrap=name != "why")
+        table.add_column(name, no_wrap=name != "why", overflow="fold")
     for entry in record.history:
         table.add_row(_clock(entry.time), entry.who, entry.what, entry.why)
     console.print(table)
@@ -97,42 +104,66 @@ def _draw_steps(record: Record) -> Text:
     return line
 
 
+@dataclass(frozen=True)
+class _Bar:
+    """A bar that takes the place that there is.
+
+    Args:
+        share: Of it that is filled, 0 to 1.
+        colour: Of that part.
+    """
+
+    share: float
+    colour: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(_BAR_CELLS[0], _BAR_CELLS[-1])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = min(_BAR_CELLS[-1], options.max_width)
+        filled = round(self.share * cells)
+        yield Text("█" * filled, self.colour) + Text("░" * (cells - filled), "dim")
+
+
 def _draw_evidence(findings: Sequence[Mapping[str, Any]]) -> Table:
+    names = [_name_test(one) for one in findings]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("test")
-    table.add_column("candidate", justify="right")
-    table.add_column("stable", justify="right")
-    table.add_column("requests", justify="right")
+    # Where the terminal is narrow, the bars get shorter before anything else does.
+    table.add_column("test", no_wrap=max(map(len, names), default=0) <= _TEST_CHARACTERS, overflow="fold")
+    for title in ("candidate", "stable", "requests"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column()
     table.add_column("evidence", no_wrap=True)
-    table.add_column("")
-    for one in findings:
+    for name, one in zip(names, findings, strict=True):
         is_harm = one["test"] == "harm"
-        name = f"{one['metric']}{' of ' + one['group'] if one['group'] else ''}"
         evidence = math.inf if one["evidence"] is None else float(one["evidence"])
         # On a logarithmic scale evidence grows evenly, and 1 is where it starts.
         share = 0.0 if evidence <= 1 else min(1.0, math.log(evidence) / math.log(one["needed"]))
-        colour = "red" if is_harm else "green"
-        cells = round(share * _BAR_CELLS)
-        bar = Text("█" * cells, colour) + Text("░" * (_BAR_CELLS - cells), "dim")
+        shown = f"{evidence:,.3g}" if evidence < _MOST_EVIDENCE else f"{_MOST_EVIDENCE:,}+"
         table.add_row(
-            f"{name}: {'harm' if is_harm else 'margin'}",
+            name,
             _rate(one["candidate_rate"]),
             _rate(one["stable_rate"]),
             f"{one['candidate_total']:,.0f}",
-            bar,
-            f"{min(evidence, 9.99e15):,.3g} of {one['needed']:,.3g}",
+            _Bar(share, "red" if is_harm else "green"),
+            f"{shown} of {one['needed']:,.3g}",
         )
     return table
+
+
+def _name_test(finding: Mapping[str, Any]) -> str:
+    return f"{finding['metric']}{' of ' + finding['group'] if finding['group'] else ''}: {finding['test']}"
 
 
 def _draw_traffic(windows: Sequence[Window]) -> Text | None:
     if not windows:
         return None
-    recent = windows[-40:]
-    line = Text("requests of the candidate  ") + Text(_spark([one.candidate.requests for one in recent]), "cyan")
+    recent = windows[-_SPARK_WINDOWS:]
+    line = Text("requests  ") + Text(_spark([one.candidate.requests for one in recent]), "cyan")
     last = recent[-1]
     seconds = max(last.end - last.start, 1e-9)
-    return line + Text(f"  {last.candidate.requests / seconds:,.1f}/s, stable {last.stable.requests / seconds:,.1f}/s")
+    rates = {name: getattr(last, name).requests / seconds for name in ARMS[::-1]}
+    return line + Text("  " + ", ".join(f"{name} {rate:,.1f}/s" for name, rate in rates.items()))
 
 
 def _spark(values: Sequence[float]) -> str:

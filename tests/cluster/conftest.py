@@ -6,6 +6,7 @@ KServe's controller runs on a control plane of its own in any case: its webhooks
 Nothing reads KUBECONFIG, so that `make test` never touches somebody's cluster; `make test-cluster` passes it on.
 """
 
+import contextlib
 import gc
 import os
 import shutil
@@ -61,6 +62,19 @@ def _collect_cut_off_sockets(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "control_plane" in request.fixturenames:
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _close_clients(request: pytest.FixtureRequest) -> Iterator[None]:
+    clusters: list[Cluster] = []
+    if "cluster" in request.fixturenames:
+        clusters.append(request.getfixturevalue("cluster"))
+    if "kserve" in request.fixturenames:
+        clusters.append(request.getfixturevalue("kserve").plane)
+    with contextlib.ExitStack() as stack:
+        for one in clusters:
+            stack.enter_context(one.closing_clients())
+        yield
 
 
 @pytest.fixture(scope="session")

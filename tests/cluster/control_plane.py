@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -203,6 +203,15 @@ class Cluster:
         finally:
             self._close_clients()
 
+    @contextlib.contextmanager
+    def closing_clients(self) -> Iterator[None]:
+        """Close the clients that are opened meanwhile: each holds connections, of which a process may have so many."""
+        known = list(self._clients)
+        yield
+        for opened in [one for one in self._clients if one not in known]:
+            self._clients.remove(opened)
+            _close(opened)
+
     def _configuration(self) -> client.Configuration:
         configuration = client.Configuration()
         config.load_kube_config(config_file=self.kubeconfig, client_configuration=configuration)
@@ -225,9 +234,13 @@ class Cluster:
 
     def _close_clients(self) -> None:
         for opened in self._clients:
-            opened.close()
-            opened.rest_client.pool_manager.clear()
+            _close(opened)
         self._clients.clear()
+
+
+def _close(opened: client.ApiClient) -> None:
+    opened.close()
+    opened.rest_client.pool_manager.clear()
 
 
 class ControlPlane(Cluster):

@@ -378,23 +378,40 @@ def test_finished_build_is_found_and_not_repeated(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == set(TOOLS)
 
 
+MAIN = "webhook.NewServer(webhook.Options{\n\tPort: options.webhookPort,\n})\n"
+
+
+def write_go_for_kserve(folder: Path, module: Path) -> Path:
+    """Write a Go that has KServe's module, and whose manager is what it was told to build."""
+    lines = (
+        "#!/bin/sh",
+        '[ "$1" = mod ] && exit',
+        f'[ "$1" = list ] && echo {module} && exit',
+        'while [ "$1" != -o ]; do shift; done',
+        '{ echo "#!/bin/sh"; sed "s/^/# /" main.go; } > "$2"',
+        'chmod 755 "$2"',
+    )
+    go = folder / "go"
+    go.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    go.chmod(0o755)
+    return go
+
+
 def test_kserve_comes_with_the_files_of_its_module(tmp_path: Path) -> None:
     module = tmp_path / "module"
-    for source in KSERVE_FILES:
+    for source in (*KSERVE_FILES, "cmd/manager/main.go"):
         file = module / source.replace("*", "one")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(source, encoding="utf-8")
+        file.write_text(MAIN if source.endswith(".go") else source, encoding="utf-8")
         # As Go's module cache has them.
         file.chmod(0o444)
-    lines = (f'[ "$1" = list ] && echo {module} && exit', 'while [ "$1" != -o ]; do shift; done')
-    go = tmp_path / "go"
-    go.write_text("\n".join(("#!/bin/sh", *lines, 'cp /bin/sh "$2/manager"')) + "\n", encoding="utf-8")
-    go.chmod(0o755)
+    go = write_go_for_kserve(tmp_path, module)
     variables = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert run_cluster_tools("kserve", "--print-path", **variables).returncode == 1
     assert run_cluster_tools("kserve", **variables).returncode == 0
     folder = Path(run_cluster_tools("kserve", "--print-path", **variables).stdout.strip())
     assert {path.name for path in folder.iterdir()} == {"manager", "crds", "inferenceservice.yaml", "webhooks.yaml"}
+    assert 'webhook.Options{Host: "127.0.0.1",' in (folder / "manager").read_text(encoding="utf-8")
     copied = folder / "crds" / "knative" / "knative_service.yaml"
     assert copied.read_text(encoding="utf-8") == "test/crds/knative_service.yaml"
     # What is there is not built again.
@@ -403,10 +420,9 @@ def test_kserve_comes_with_the_files_of_its_module(tmp_path: Path) -> None:
 
 
 def test_kserve_without_a_file_that_is_needed_leaves_nothing(tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    lines = (f'[ "$1" = list ] && echo {tmp_path} && exit', 'while [ "$1" != -o ]; do shift; done')
-    go.write_text("\n".join(("#!/bin/sh", *lines, 'cp /bin/sh "$2/manager"')) + "\n", encoding="utf-8")
-    go.chmod(0o755)
+    (tmp_path / "cmd" / "manager").mkdir(parents=True)
+    (tmp_path / "cmd" / "manager" / "main.go").write_text(MAIN, encoding="utf-8")
+    write_go_for_kserve(tmp_path, tmp_path)
     cache = tmp_path / "cache"
     done = run_cluster_tools("kserve", XDG_CACHE_HOME=str(cache), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 1

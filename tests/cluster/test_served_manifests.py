@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from control_plane import Cluster, wait_until
+from control_plane import Cluster
 from kubernetes import client
 from rendered_manifests import (
     CPU,
@@ -216,47 +216,3 @@ def test_restricted_namespace_takes_the_pod(
     assert apply([pod("whole", spec)])
     del spec["containers"][0]["securityContext"]["capabilities"]
     assert 'violates PodSecurity "restricted:latest"' in apply([pod("faulty", spec)], check=False)
-
-
-def test_account_of_a_pipeline_may_roll_out_and_nothing_else(
-    cluster: Cluster, namespace: str, apply: Applier, render: Renderer
-) -> None:
-    documents = render(PRODUCTION)
-    (subject,) = only(documents, "RoleBinding")["subjects"]
-    service = service_of(documents)
-    apply([one for one in documents if one is not service and one["kind"] != "RoleBinding"])
-    # The namespace of Kubeflow may be there, and then it is somebody's.
-    binding = only(documents, "RoleBinding") | {"subjects": [subject | {"namespace": namespace}]}
-    apply([binding])
-    user = cluster.user_client(subject["name"], namespace)
-    objects = client.CustomObjectsApi(user)
-    place = ("serving.kserve.io", "v1beta1", namespace, "inferenceservices")
-
-    def may_list() -> bool:
-        try:
-            objects.list_namespaced_custom_object(*place)
-        except client.ApiException as error:
-            if error.status != 403:
-                raise
-            return False
-        return True
-
-    wait_until(may_list, 10, "the role is in force")
-    objects.create_namespaced_custom_object(*place, service)
-    change = {"spec": {"predictor": {"model": {"storageUri": "s3://mlflywheel/models/ad-campaigns/2"}}}}
-    changed = objects.patch_namespaced_custom_object(*place, "ad-campaigns", change)
-    assert changed["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
-    core = client.CoreV1Api(user)
-    forbidden: list[Callable[[], Any]] = [
-        lambda: objects.delete_namespaced_custom_object(*place, "ad-campaigns"),
-        lambda: objects.patch_namespaced_custom_object(
-            "serving.kserve.io", "v1alpha1", namespace, "servingruntimes", "mlflywheel-topic-fingerprints", {}
-        ),
-        lambda: core.list_namespaced_secret(namespace),
-        lambda: core.list_namespaced_pod(namespace),
-        lambda: client.RbacAuthorizationV1Api(user).list_namespaced_role(namespace),
-    ]
-    for call in forbidden:
-        with pytest.raises(client.ApiException) as refused:
-            call()
-        assert refused.value.status == 403

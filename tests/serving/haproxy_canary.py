@@ -48,7 +48,7 @@ _PAUSE_SECONDS = 0.03
 _POD_CHARACTERS = "bcdfghjklmnpqrstvwxz2456789"
 _CONFIGURATION = """
 global
-    maxconn 200
+    maxconn 2000
     stats socket {folder}/runtime level admin
 defaults
     mode http

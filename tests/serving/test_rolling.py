@@ -35,7 +35,7 @@ _PAUSE_SECONDS = 0.05
 DRAIN = "--drain_delay_seconds=1.5"
 CONFIGURATION = """
 global
-    maxconn 200
+    maxconn 2000
 defaults
     mode http
     retries 0

@@ -8,12 +8,14 @@ from mlflywheel import errors
 from mlflywheel.errors import (
     DataError,
     ExpectationError,
+    ForeignEditError,
     GateRefusedError,
     MissingExtraError,
     MlflywheelError,
     ModelError,
     ModelFilesError,
     RegistryError,
+    RolloutError,
     RunError,
     TuningError,
     UsageError,
@@ -30,6 +32,8 @@ EXIT_CODES = {
     ModelFilesError: 1,
     RegistryError: 1,
     TuningError: 1,
+    RolloutError: 1,
+    ForeignEditError: 1,
     RunError: 1,
     GateRefusedError: 3,
 }

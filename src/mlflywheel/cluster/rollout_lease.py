@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -143,16 +143,32 @@ class Lease:
             RolloutError: Somebody else holds it, or it is not permitted.
         """
         self._identity = f"{holder}_{uuid.uuid4().hex[:8]}"
-        self._take()
         ended = threading.Event()
-        renewing = threading.Thread(target=self._renew_until, args=(ended,), name=f"renew {self.where}", daemon=True)
-        renewing.start()
         try:
-            yield
-        finally:
+            self._take()
+            renewing = threading.Thread(
+                target=self._renew_until, args=(ended,), name=f"renew {self.where}", daemon=True
+            )
+            renewing.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                renewing.join()
+                self._release()
+        except (KeyboardInterrupt, SystemExit):
+            # It may have come while the lease was taken or given back: whose it is then, only the server knows.
             ended.set()
-            renewing.join()
-            self._release()
+            self._release_unknown()
+            raise
+
+    def _release_unknown(self) -> None:
+        with suppress(RefusedError, ConnectionError):
+            found = self._ask(once=True)
+            if found.holder == self._identity:
+                with self._guard:
+                    self._seen, self._lost_because = found, ""
+                self._release()
 
     # Taking it.
 
