@@ -332,7 +332,7 @@ def test_a_record_survives_its_json(tmp_path: Path) -> None:
 def test_the_next_tick_comes_when_there_can_be_something_new(tmp_path: Path) -> None:
     service = Service()
     rollout = begin(tmp_path, service)
-    assert seconds_to_next_tick(rollout.status(), service.now) == 2
+    assert seconds_to_next_tick(rollout.status(), service.now) == 1
     while (record := rollout.step()).phase != "watching":
         service.now += 2
     assert seconds_to_next_tick(record, service.now) == 30

@@ -317,7 +317,7 @@ class Rollout:
 def seconds_to_next_tick(record: Record, now: float) -> float:
     """Return how long to wait before a tick can find something new, between 1 and 30 s."""
     if record.phase != "watching" or record.evidence_until is None:
-        return 2.0
+        return 1.0
     return min(30.0, max(1.0, record.evidence_until + record.policy.window_seconds - now))
 
 
