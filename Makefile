@@ -14,6 +14,7 @@ LOCK = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --pyt
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UPGRADE)
 # `podman build` and `buildah build` do as well.
 BUILD_IMAGE ?= docker build
+PIPELINE ?= ad-campaigns
 BENCH ?= fingerprints
 IMAGE ?= components
 
@@ -40,8 +41,8 @@ $(READY): pyproject.toml requirements/bootstrap.txt requirements/dev.txt require
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: setup ## Run the ad-campaigns pipeline on sample data, or on yours: make run ARGS="--data terms.csv"
-	$(BIN)/mlflywheel run ad-campaigns $(ARGS)
+run: setup ## Run a pipeline on sample data, or on yours: make run PIPELINE=vehicle-prices ARGS="--data listings.csv"
+	$(BIN)/mlflywheel run $(PIPELINE) $(ARGS)
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
@@ -70,8 +71,8 @@ lock: setup ## Resolve requirements/*.txt from pyproject.toml
 	$(LOCK) pyproject.toml --extra all --extra gcs --group dev --group benchmarks -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra pipelines --extra tuning --extra cluster --extra trees --extra fairness --extra fast \
 		--extra s3 -c requirements/dev.txt -o requirements/components.txt
-	$(LOCK) pyproject.toml --extra serving --extra onnx --extra fast -c requirements/dev.txt -o requirements/predictor.txt
-	$(LOCK) pyproject.toml --extra serving --extra onnx --extra fast --extra gpu -c requirements/dev.txt \
+	$(LOCK) pyproject.toml --extra serving --extra fast -c requirements/dev.txt -o requirements/predictor.txt
+	$(LOCK) pyproject.toml --extra serving --extra fast --extra gpu -c requirements/dev.txt \
 		-o requirements/predictor-gpu.txt
 	$(LOCK) requirements/bootstrap.in -c requirements/dev.txt -o requirements/bootstrap.txt
 

@@ -18,12 +18,17 @@ class Pipeline:
         package: Its folder under `pipelines`.
         model: The model class, by entry point name.
         sample: The module of `mlflywheel.samples` that writes a sample of its data.
+        entities: What a prepared row stands for, in the plural; also the argument of the sample's `write_sample` that
+            says how many.
+        sample_size: How many of them a sample has that nobody asked another size of.
     """
 
     name: str
     package: str
     model: str
     sample: str
+    entities: str
+    sample_size: int
 
     @property
     def folder(self) -> Path:
@@ -40,7 +45,10 @@ class Pipeline:
         return getattr(import_module(f"mlflywheel.pipelines.{self.package}.pipeline"), self.package)
 
 
-PIPELINES = (Pipeline("ad-campaigns", "ad_campaigns", "topic-fingerprints", "ad_campaigns"),)
+PIPELINES = (
+    Pipeline("ad-campaigns", "ad_campaigns", "topic-fingerprints", "ad_campaigns", "campaigns", 3000),
+    Pipeline("vehicle-prices", "vehicle_prices", "vehicle-price", "vehicle_prices", "listings", 6000),
+)
 
 
 def find_pipeline(name: str) -> Pipeline:

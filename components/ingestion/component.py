@@ -6,16 +6,14 @@ from mlflywheel import images
 
 
 @dsl.component(base_image=images.COMPONENTS, install_kfp_package=False)
-def ingest_data(
-    rows: dsl.Output[dsl.Dataset], data: str, columns: str = "{}", model: str = "topic-fingerprints"
-) -> str:
+def ingest_data(rows: dsl.Output[dsl.Dataset], data: str, model: str, columns: str = "{}") -> str:
     """Read a CSV, CSV.gz or Parquet table from any URI and compute its version.
 
     Args:
         rows: The table as Parquet, columns named and typed as the model declares them.
         data: Path or URI of the table (file, s3, gs, http, minio).
-        columns: JSON object of our column names to the table's, such as {"vertical": "industry"}.
         model: Model class, by entry point name or as module:Class; it declares the columns.
+        columns: JSON object of our column names to the table's, such as {"price": "asking_price"}.
 
     Returns:
         The data version, sha256 over the content, independent of the file format.

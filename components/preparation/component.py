@@ -9,16 +9,16 @@ from mlflywheel import images
 def prepare_table(
     rows: dsl.Input[dsl.Dataset],
     table: dsl.Output[dsl.Dataset],
+    model: str,
     config: str = "{}",
-    model: str = "topic-fingerprints",
 ):
     """Turn raw rows into one row an entity, as the model prepares them.
 
     Args:
         rows: Raw rows, Parquet.
         table: One row an entity (a campaign, a listing, a series), Parquet.
-        config: JSON object of the model's preparation settings.
         model: Model class, by entry point name or as module:Class.
+        config: JSON object of the model's preparation settings.
     """
     import pyarrow.parquet as pq
 
@@ -31,4 +31,5 @@ def prepare_table(
         prepared = model_class.prepare(pq.read_table(rows.path), settings, running)
         pq.write_table(prepared, table.path, compression="zstd")
         table.metadata.update(entities=prepared.num_rows)
-        running.record(data={"entities": prepared.num_rows})
+        cleaning = model_class.describe_table(prepared)
+        running.record(data={"entities": prepared.num_rows, **({"cleaning": cleaning} if cleaning else {})})

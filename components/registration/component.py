@@ -22,7 +22,7 @@ def register_model(
     Args:
         extended: The model that goes into service.
         evaluation: Its measurements.
-        name: Registered name, such as ad-campaigns.
+        name: Registered name, such as the pipeline's.
         registry: Path of an embedded registry, or URL of a Kubeflow Model Registry.
         run_id: The pipeline run; the key that makes a retry find its own version.
         data: Where the data came from.

@@ -33,7 +33,7 @@ def split_table(
 
     with step("splitting") as running:
         source = pq.read_table(table.path)
-        parts = split(source, method, holdout_fraction, seed, column or None, source.column_names[0])
+        parts = split(source, method, holdout_fraction, seed, column or None)
         pq.write_table(parts.train, train.path, compression="zstd")
         pq.write_table(parts.holdout, holdout.path, compression="zstd")
         running.record(data={"train": parts.train.num_rows, "holdout": parts.holdout.num_rows})

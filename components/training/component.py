@@ -10,8 +10,8 @@ def train_model(
     train: dsl.Input[dsl.Dataset],
     fitted: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    model: str,
     params: str = "{}",
-    model: str = "topic-fingerprints",
 ):
     """Fit the model on the training part.
 
@@ -19,8 +19,8 @@ def train_model(
         train: Prepared training rows, Parquet.
         fitted: The model as a folder of data files with a checksum manifest.
         metrics: Sizes and settings of the fitted model.
-        params: JSON object of the model's parameters.
         model: Model class, by entry point name or as module:Class.
+        params: JSON object of the model's parameters.
     """
     from pathlib import Path
 

@@ -12,10 +12,10 @@ def tune_model(
     search: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    model: str,
     enabled: bool = True,
     executor: str = "katib",
     params: str = "{}",
-    model: str = "topic-fingerprints",
     split_method: str = "random",
     split_column: str = "",
     split_seed: int = 0,
@@ -33,10 +33,10 @@ def tune_model(
         search: Every trial, as JSON.
         metrics: The objective of the best trial and of the parameters that the search began from.
         report: The search as a page.
+        model: Model class, by entry point name or as module:Class.
         enabled: Whether to search at all; if not, the parameters pass through.
         executor: katib (the cluster's), or local (processes of this pod or machine).
         params: JSON object of the parameters that the search begins from.
-        model: Model class, by entry point name or as module:Class.
         split_method: random, grouped or temporal: as the training rows were split off.
         split_column: The group or time column of the grouped and temporal methods.
         split_seed: The seed with which the training rows were split off.

@@ -13,7 +13,7 @@ def validate_data(
     report: dsl.Output[dsl.HTML],
     results: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    model: str = "topic-fingerprints",
+    model: str,
 ):
     """Check the data, and fail the run before training if an error-severity expectation does not hold.
 
@@ -39,7 +39,10 @@ def validate_data(
         suite = read_suite(expectations, "expectations")
         checked = validate(pq.read_table(rows.path), pq.read_table(table.path), suite, running, required=required)
         write_report(checked, Path(report.path), Path(results.path))
-        running.record(artifacts={"validation": report.path, "validation_results": results.path})
+        running.record(
+            data={"warnings": checked.describe_warnings()},
+            artifacts={"validation": report.path, "validation_results": results.path},
+        )
         for name, count in checked.count_by_status().items():
             metrics.log_metric(f"expectations_{name}", count)
         checked.raise_for_errors()

@@ -38,6 +38,7 @@ from mlflywheel.options import (
     Split,
     read_text_file,
 )
+from mlflywheel.pipelines.catalog import find_pipeline
 from mlflywheel.runs.folder import DEFAULT_RUNS
 from mlflywheel.runs.runner import terminated_as_interrupt
 from mlflywheel.runs.search import Execution
@@ -53,7 +54,9 @@ app = typer.Typer(
     help="From a table to a registered, served and monitored model, on a laptop and on Kubeflow.",
     epilog="Exit codes: 0 done; 1 failed or unreadable data; 2 wrong usage; 3 a gate said no; 130 interrupted.",
 )
-models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at registered models.")
+models_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at registered models, and export them."
+)
 app.add_typer(models_app, name="models")
 app.add_typer(rollout_app, name="rollout")
 
@@ -122,7 +125,8 @@ def run(
     mlflywheel run ad-campaigns --data terms.csv.gz --map vertical=industry --json
     mlflywheel run ad-campaigns --data ads.csv --map campaign_id=ad_id --map term=text --split-terms
     mlflywheel run ad-campaigns --param num_topics=40 --param text.bigrams=false --set holdout_fraction=0.1
-    mlflywheel run ad-campaigns --data terms.csv.gz --set tune=true
+    mlflywheel run vehicle-prices --data listings.csv --map power=hp --prepare mileage_unit=miles
+    mlflywheel run vehicle-prices --set tune=true
     """
     arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
     for name, path in (("gates", gates), ("expectations", expectations), ("experiment", experiment)):
@@ -292,7 +296,17 @@ def sample(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Target: .csv, .csv.gz or .parquet.", show_default=False)
     ] = None,
-    campaigns: Annotated[int, typer.Option("--campaigns", min=1, help="How many campaigns.")] = 3000,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            "--campaigns",
+            "--listings",
+            min=1,
+            help="How many: campaigns, listings. The pipeline's own number if left out.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed; the same seed writes the same rows.")] = 7,
     as_json: AsJson = False,
 ) -> None:
@@ -300,10 +314,12 @@ def sample(
 
     \b
     mlflywheel sample ad-campaigns
-    mlflywheel sample ad-campaigns --output terms.parquet --campaigns 500 --seed 1
+    mlflywheel sample vehicle-prices --output listings.parquet --size 500 --seed 1
     """
-    path = Client().sample(pipeline, output or Path(f"{pipeline}.csv.gz"), campaigns=campaigns, seed=seed)
-    print(json.dumps({"path": str(path), "campaigns": campaigns, "seed": seed}) if as_json else path)
+    found = find_pipeline(pipeline)
+    count = found.sample_size if size is None else size
+    path = Client().sample(pipeline, output or Path(f"{pipeline}.csv.gz"), count, seed=seed)
+    print(json.dumps({"path": str(path), found.entities: count, "seed": seed}) if as_json else path)
 
 
 @app.command()
@@ -442,6 +458,35 @@ def show_model(
             console.print(f"\n{title}", style="bold")
         for name, value in entries.items():
             console.print(Text(f"  {name:<40} {value}"), soft_wrap=True)
+
+
+@models_app.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or a model folder.")],
+    triton: Annotated[Path, typer.Option("--triton", help="Model repository of a Triton server; made if missing.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Its name there; the registered one if left out.", show_default=False)
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="Its number there; the registered one.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where Triton computes: cpu or cuda.")] = "cpu",
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model's ONNX graph for a stock server, which then answers without this library.
+
+    \b
+    mlflywheel models export vehicle-prices@1 --triton repository/
+    mlflywheel models export model-folder/ --triton repository/ --name prices --version 2 --device cuda
+    """
+    if device not in ("cpu", "cuda"):
+        raise UsageError("--device", device, "cpu or cuda is needed", "choose one of these")
+    written = Client(runs, registry).export(
+        model, triton, name=name, version=version, device="cuda" if device == "cuda" else "cpu"
+    )
+    print(json.dumps({"path": str(written)}) if as_json else written)
 
 
 @app.command()

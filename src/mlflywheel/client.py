@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflywheel.cluster.connection import open_registry
 from mlflywheel.errors import DataError, MissingExtraError, MlflywheelError, UsageError, error_from_dict
@@ -117,7 +117,7 @@ class Client:
             when absent, and without that `registry.sqlite` in the folder of runs.
 
     >>> [pipeline.name for pipeline in Client().pipelines()]
-    ['ad-campaigns']
+    ['ad-campaigns', 'vehicle-prices']
     """
 
     def __init__(self, runs: str | Path = DEFAULT_RUNS, registry: str | Path | None = None) -> None:
@@ -285,16 +285,19 @@ class Client:
         path = self.runs / "samples" / f"{pipeline}.csv.gz"
         return path if path.exists() else self.sample(pipeline, path)
 
-    def sample(self, pipeline: str, path: str | Path, **options: Any) -> Path:
+    def sample(self, pipeline: str, path: str | Path, size: int | None = None, **options: Any) -> Path:
         """Write a seeded sample of a pipeline's data.
 
         Args:
             pipeline: Its name.
             path: Target: .csv, .csv.gz or .parquet.
-            **options: Of the sample's `write_sample`, such as `campaigns` and `seed`.
+            size: How many of the pipeline's `entities` (campaigns, listings); its own `sample_size` if left out.
+            **options: Of the sample's `write_sample`, such as `seed`.
         """
-        module = import_module(f"mlflywheel.samples.{find_pipeline(pipeline).sample}")
+        found = find_pipeline(pipeline)
+        module = import_module(f"mlflywheel.samples.{found.sample}")
         target = Path(path)
+        options = {found.entities: found.sample_size if size is None else size, **options}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             return Path(module.write_sample(target, **options))
@@ -429,6 +432,43 @@ class Client:
         """
         name, version = parse_reference(reference)
         return self.registry.get(name, version)
+
+    def export(
+        self,
+        model: str | Path,
+        repository: str | Path,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> Path:
+        """Write a model's ONNX graph into a Triton model repository, with its `config.pbtxt`.
+
+        Args:
+            model: `NAME`, `NAME@VERSION` or a model folder.
+            repository: The repository's folder; made if missing.
+            name: The model's name there; the registered one if left out, which a folder has not.
+            version: Its number there; the registered one if left out, 1 for a folder.
+            device: Where Triton computes.
+
+        Returns:
+            The model's folder in the repository.
+
+        Raises:
+            UsageError: A folder without a name, or a version that is no number.
+            ModelFilesError: The model has no ONNX graph.
+        """
+        from mlflywheel.serving.triton import write_repository
+
+        with self._locate(str(model), ignore_progress) as (folder, reference, _):
+            known, _, number = ("", "", "1") if Path(model).is_dir() else reference.rpartition("@")
+            if not (name or known):
+                raise UsageError("--name", "nothing", "a folder has no name of its own", "add --name NAME")
+            if version is None and not number.isdecimal():
+                raise UsageError("--version", f"registered as {number}", "Triton needs a number", "add --version 1")
+            return write_repository(
+                folder, Path(repository), name or known, version=version or int(number), device=device
+            )
 
     def rollout(
         self,

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.models.parameters import flatten
+from mlflywheel.reports.page import pair_references
 from mlflywheel.runs.search import Search
 from mlflywheel.runs.server import LocalServer
 from mlflywheel.tuning.experiment import Experiment
@@ -101,17 +102,24 @@ class ProgressView:
 
 def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the result of a run: metrics beside their references, gates, and what to type next."""
+    for warning in summary["data"].get("warnings") or ():
+        console.print(Text("warning: ", "yellow") + Text(str(warning)), soft_wrap=True)
+    cleaning = summary["data"].get("cleaning") or {}
+    if cleaning:
+        counted = ", ".join(f"{name} {count:,}" for name, count in cleaning.items())
+        console.print(f"cleaned: {counted}", highlight=False, soft_wrap=True)
     metrics = summary["metrics"]
     if metrics:
         table = Table(title=None, box=None, pad_edge=False, header_style="bold")
         table.add_column("metric")
         table.add_column("value", justify="right")
         table.add_column("reference", justify="right")
-        for name in sorted(metrics):
-            if name.startswith("reference_"):
-                continue
-            reference = metrics.get(f"reference_{name}")
-            table.add_row(name, f"{metrics[name]:,.4g}", "" if reference is None else f"{reference:,.4g}")
+        references = pair_references(list(metrics))
+        paired = {reference for pairs in references.values() for reference, _ in pairs}
+        for name in sorted(set(metrics) - paired):
+            # The first one is the one to beat; the report shows the others as well.
+            reference = next((f"{metrics[other]:,.4g}" for other, _ in references.get(name, ())), "")
+            table.add_row(name, f"{metrics[name]:,.4g}", reference)
         console.print(table)
         console.print()
     for gate in summary["gates"]:

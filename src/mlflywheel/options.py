@@ -22,7 +22,7 @@ Maps = Annotated[
     ),
 ]
 Split = Annotated[
-    bool, typer.Option("--split-terms", help="Split each term at white space: for tables with one text a campaign.")
+    bool, typer.Option("--split-terms", help="Short for --prepare split_terms=true: one text a campaign.")
 ]
 Prepares = Annotated[
     list[str] | None,

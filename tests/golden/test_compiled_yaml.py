@@ -12,6 +12,7 @@ import pytest
 import yaml
 from kfp import compiler
 
+import mlflywheel.components
 from mlflywheel import images
 from mlflywheel.data.validation import read_suite
 from mlflywheel.decisions.canary.policy import read_policy
@@ -19,6 +20,7 @@ from mlflywheel.decisions.gates import read_gates
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 
 OLDER_KFP = Path(sys.prefix) / "kfp-2.16"
+COMPONENTS = Path(mlflywheel.components.__file__).parent
 READER = Path(__file__).with_name("read_with_older_kfp.py")
 # Steps that read or change what lies outside the run: their result may differ when nothing in the cache's key does.
 NEVER_CACHED = {"deploy-model", "ingest-data", "register-model"}
@@ -173,8 +175,56 @@ def test_defaults_are_the_configuration_files(pipeline: Pipeline) -> None:
     assert read_gates(parameters["gates"]["defaultValue"]) == read_gates(gates)
     suite = (pipeline.folder / "expectations.json").read_text(encoding="utf-8")
     assert read_suite(parameters["expectations"]["defaultValue"], "") == read_suite(suite, "")
+    experiment = (pipeline.folder / "experiment.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(parameters["experiment"]["defaultValue"]) == yaml.safe_load(experiment)
     rollout = (pipeline.folder / "rollout.yaml").read_text(encoding="utf-8")
     assert read_policy(parameters["rollout"]["defaultValue"]) == read_policy(rollout)
+
+
+def list_differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return where two documents differ, with both values."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in {**first, **second}:
+            found |= list_differences(first.get(key), second.get(key), f"{path}.{key}")
+        return found
+    return {} if first == second else {path: (first, second)}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES[1:], ids=lambda pipeline: pipeline.name)
+def test_pipelines_differ_in_name_model_and_configuration_alone(pipeline: Pipeline) -> None:
+    """A use case is its model and its folder: the steps, and what is passed between them, are the same."""
+    first = PIPELINES[0]
+    differences = list_differences(read_spec(first), read_spec(pipeline))
+    defaults = {"expectations", "experiment", "gates", "rollout", "model_name", "service"}
+    for path, values in differences.items():
+        described = path.removeprefix(".pipelineInfo.") in ("name", "displayName", "description")
+        default = path.split(".")[-2] in defaults and path.endswith(".defaultValue")
+        assert described or default or values == (first.model, pipeline.model), path
+    assert any(values == (first.model, pipeline.model) for values in differences.values())
+
+
+def test_components_name_no_use_case() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in COMPONENTS.rglob("*.py")}
+    assert len(sources) > len(PIPELINES)
+    for path, source in sources.items():
+        for pipeline in PIPELINES:
+            for name in (pipeline.name, pipeline.package, pipeline.model):
+                assert name not in source, f"{path.parent.name}: {name}"
+
+
+@each_pipeline
+def test_every_step_that_needs_a_model_gets_the_pipelines_own(pipeline: Pipeline) -> None:
+    spec = read_spec(pipeline)
+    named = 0
+    for tasks in walk_dags(spec):
+        for name, task in tasks.items():
+            given = task.get("inputs", {}).get("parameters", {}).get("model")
+            declared = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
+            if "model" in declared.get("parameters", {}):
+                assert given == {"runtimeValue": {"constant": pipeline.model}}, name
+                named += 1
+    assert named == 5
 
 
 @each_pipeline

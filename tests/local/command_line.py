@@ -18,26 +18,27 @@ class Finished:
     output: str
     errors: str
     folder: Path
+    pipeline: str = "ad-campaigns"
 
     @property
     def summary(self) -> dict[str, Any]:
-        paths = list(self.folder.glob("runs/ad-campaigns/*/summary.json"))
+        paths = list(self.folder.glob(f"runs/{self.pipeline}/*/summary.json"))
         assert len(paths) == 1, self.errors
         found: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8"))
         return found
 
     @property
     def report(self) -> str:
-        return next(self.folder.glob("runs/ad-campaigns/*/report.html")).read_text(encoding="utf-8")
+        return next(self.folder.glob(f"runs/{self.pipeline}/*/report.html")).read_text(encoding="utf-8")
 
 
 def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str, pipeline: str = "ad-campaigns") -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "mlflywheel", "run", "ad-campaigns", *arguments],
+        [sys.executable, "-m", "mlflywheel", "run", pipeline, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,8 +49,8 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def run(folder: Path, *arguments: str) -> Finished:
+def run(folder: Path, *arguments: str, pipeline: str = "ad-campaigns") -> Finished:
     folder.mkdir(parents=True, exist_ok=True)
-    child = start(folder, *arguments)
+    child = start(folder, *arguments, pipeline=pipeline)
     output, errors = child.communicate(timeout=400)
-    return Finished(child.returncode, output, errors, folder)
+    return Finished(child.returncode, output, errors, folder, pipeline)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from command_line import run
 
-# O*NET's terms are in tests/unit/test_topic_quality_real.py; here is the file that needs columns renamed and texts split.
+# O*NET's terms are in tests/unit/test_topic_quality_real.py; this file needs its columns renamed and its texts split.
 OPTIONS = ("--map", "campaign_id=ad_id", "--map", "term=tokens", "--map", "vertical=label", "--split-terms")
 
 

@@ -169,6 +169,14 @@ def test_sample_has_the_asked_size_and_repeats(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
 
 
+def test_every_pipeline_has_a_sample_of_its_own_size(tmp_path: Path) -> None:
+    told = json.loads(call("sample", "vehicle-prices", "--size", "40", "--json", "-o", str(tmp_path / "a.csv")).stdout)
+    assert told["listings"] == 40
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").count("\n") == 41
+    path = Client().sample("vehicle-prices", tmp_path / "b.parquet")
+    assert pq.read_metadata(path).num_rows > 6000
+
+
 def test_sample_into_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     result = call("sample", "ad-campaigns", "--output", str(tmp_path / "file" / "terms.csv"))
@@ -177,7 +185,7 @@ def test_sample_into_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_compile_check_reports_yaml_that_is_out_of_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mlflywheel.pipelines.catalog import Pipeline
+    from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 
     assert CliRunner().invoke(app, ["compile", "--check"]).exit_code == 0
     stale = tmp_path / "pipeline.yaml"
@@ -185,10 +193,10 @@ def test_compile_check_reports_yaml_that_is_out_of_date(monkeypatch: pytest.Monk
     monkeypatch.setattr(Pipeline, "compiled", property(lambda self: stale))
     result = CliRunner().invoke(app, ["compile", "--check", "--json"])
     assert result.exit_code == 1
-    assert json.loads(result.output)["differing"] == [str(stale)]
+    assert json.loads(result.output)["differing"] == [str(stale)] * len(PIPELINES)
     assert stale.read_text(encoding="utf-8") == "older: true\n"
     assert CliRunner().invoke(app, ["compile"]).exit_code == 0
-    assert "ad-campaigns" in stale.read_text(encoding="utf-8")
+    assert PIPELINES[-1].name in stale.read_text(encoding="utf-8")
 
 
 def test_doctor_finds_nothing_wrong_here(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -510,3 +511,40 @@ def test_credentials_do_not_enter_the_version(folder: Path) -> None:
     ingested = Ingested(pa.table({"a": ["x"]}), version_table(pa.table({"a": ["x"]}), "https://u:pw@h/a.csv?sig=s"))
     write_ingested(ingested, Path("a.parquet"))
     assert DataVersion.read(Path("a.parquet.version.json")).source == "https://h/a.csv?sig=***"
+
+
+def test_alias_finds_a_column_that_has_another_name(folder: Path) -> None:
+    power = Column("power", "number", aliases=("hp", "ps"))
+    assert ingest_with("make,hp\nFord,90\n", Column("make", "text"), power)["power"].to_pylist() == [90.0]
+    # Our own name and a mapping come first; the other column stays what it is.
+    own = ingest_with("power,hp\n90,1\n", power)
+    assert own.to_pylist() == [{"power": 90.0, "hp": "1"}]
+    Path("mapped.csv").write_text("kw,hp\n66,90\n")
+    assert ingest("mapped.csv", [power], {"power": "kw"}).table.to_pylist() == [{"power": 66.0, "hp": "90"}]
+
+
+def test_alias_that_is_another_declared_column_is_not_taken(folder: Path) -> None:
+    columns = (Column("price", "number", aliases=("cost",)), Column("cost", "number"))
+    assert ingest_with("cost\n5\n", *columns).to_pylist() == [{"cost": 5.0}]
+
+
+def test_two_aliases_in_one_file_are_refused_with_what_to_write(folder: Path) -> None:
+    with pytest.raises(DataError, match="--map power=hp"):
+        ingest_with("hp,ps\n90,91\n", Column("power", "number", aliases=("hp", "ps")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"), [("number", "7", 7.0), ("text", "x", "x"), ("id", "007", "007")]
+)
+def test_marks_of_a_missing_value_are_those_that_the_column_lists(
+    kind: Any, value: str, expected: Any, folder: Path
+) -> None:
+    column = Column("a", kind, missing=("N/A", "-"))
+    table = ingest_with(f"a,b\n{value},N/A\n N/A ,-\n-,x\n", column)
+    assert table["a"].to_pylist() == [expected, None, None]
+    assert table["b"].to_pylist() == ["N/A", "-", "x"]
+
+
+def test_mark_that_nobody_listed_is_still_refused_in_numbers(folder: Path) -> None:
+    with pytest.raises(DataError, match="'null'"):
+        ingest_with("a\n1\nnull\n", Column("a", "number", missing=("N/A",)))

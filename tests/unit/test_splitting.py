@@ -243,3 +243,10 @@ def test_columns_of_lists_order_nothing() -> None:
     for method in ("grouped", "temporal"):
         with pytest.raises(UsageError, match="column terms: type list"):
             split(table, method, 0.5, 0, "terms")
+
+
+def test_first_column_is_the_id_where_none_is_named() -> None:
+    table = campaigns(300).rename_columns({"campaign_id": "listing_id"})
+    assert table.column_names[0] == "listing_id"
+    found = split(table, "random", 0.3, 1).holdout["listing_id"].to_pylist()
+    assert found == ids(split(campaigns(300), "random", 0.3, 1, None, "campaign_id").holdout)

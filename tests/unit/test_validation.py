@@ -668,3 +668,25 @@ def test_contact_patterns_read_a_huge_term_in_linear_time(suite: Suite, text: st
         assert pattern.search(text * (200_000 // len(text))) is None, name
         # Under 0.1 s where it was measured; a quadratic pattern takes minutes.
         assert time.process_time() - started < 5
+
+
+def test_suite_without_an_id_column_names_rows_by_number() -> None:
+    rules = [{"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "a"}, "severity": "warn"}]
+    suite = read_suite({"schema": 1, "rows": rules}, "test")
+    result = validate(pa.table({"campaign_id": ["x", "y"], "a": ["1", None]}), None, suite)
+    assert result.rules[0].examples == ({"row": 2, "value": None},)
+    assert read_suite(suite.to_dict(), "again") == suite
+    with pytest.raises(UsageError, match="id_column"):
+        read_suite({"schema": 1, "id_column": "", "rows": rules}, "test")
+
+
+def test_year_counts_from_the_day_of_validation() -> None:
+    rule = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "year", "max_value": {"$year": 1}}}
+    suite = read_suite({"schema": 1, "rows": [rule]}, "test")
+    table = pa.table({"year": [2026.0, 2027.0, 2028.0]})
+    for day, unexpected in ((date(2026, 12, 31), 1), (date(2027, 1, 1), 0), (date(2025, 6, 1), 2)):
+        assert validate(table, None, suite, today=day).rules[0].unexpected_count == unexpected
+    with pytest.raises(UsageError, match=r"\$year"):
+        read_suite({"schema": 1, "rows": [{**rule, "kwargs": {"column": "y", "max_value": {"$year": 1.5}}}]}, "test")
+    with pytest.raises(UsageError, match="years up to 100"):
+        read_suite({"schema": 1, "rows": [{**rule, "kwargs": {"column": "y", "max_value": {"$year": 101}}}]}, "test")

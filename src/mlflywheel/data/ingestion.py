@@ -7,7 +7,8 @@ The result does not depend on the file's format. One rule for each kind of colum
 - Undeclared columns stay, as strings: results can be sliced by them, and the version covers them. From Parquet they
   get the text that pandas writes into a CSV file: `1.0`, `True`, `2024-01-31 12:30:00`.
 - An empty cell is a missing value, in every column. So is an empty string in Parquet, and NaN. Texts such as `NA` or
-  `null` are texts.
+  `null` are texts, except those that a declared column lists (`Column.missing`).
+- A declared column is found by the mapping, or by its name, or by one of its aliases (`Column.aliases`).
 - Spaces around names of columns, numbers and dates are dropped. Values of `id` and `text` are kept as they are.
 - A column without a name is called `column_N`, counted from 1.
 
@@ -108,7 +109,7 @@ def ingest(
     check_mapping(mapping, columns)
     declared = {column.name: column for column in columns}
     where = without_credentials(uri)
-    wanted = {mapping.get(column.name, column.name) for column in columns}
+    wanted = {name for column in columns for name in (mapping.get(column.name, column.name), *column.aliases)}
     with local_copy(uri, progress) as path:
         raw = _read_file(_Source(where, path), wanted, progress)
     table = _cast_columns(where, _rename_columns(where, raw, declared, mapping), declared)
@@ -584,8 +585,13 @@ def _list_names(names: Sequence[str]) -> str:
 def _rename_columns(
     where: str, raw: pa.Table, declared: Mapping[str, Column], mapping: Mapping[str, str]
 ) -> dict[str, pa.ChunkedArray]:
-    """Give the declared columns our names, in the order of their declaration, and append the others."""
+    """Give the declared columns our names, in the order of their declaration, and append the others.
+
+    Raises:
+        DataError: A column is missing, or two could be meant.
+    """
     theirs = raw.column_names
+    mapping = {**_find_aliases(where, theirs, declared, mapping), **mapping}
     for ours, name in mapping.items():
         if name not in theirs:
             raise DataError(
@@ -621,6 +627,28 @@ def _rename_columns(
     return renamed
 
 
+def _find_aliases(
+    where: str, theirs: Sequence[str], declared: Mapping[str, Column], mapping: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the declared columns that only an alias finds, with the file's name of each."""
+    taken = {*declared, *mapping.values()}
+    found: dict[str, str] = {}
+    for name, column in declared.items():
+        if name in theirs or name in mapping:
+            continue
+        names = [alias for alias in column.aliases if alias in theirs and alias not in taken]
+        if len(names) > 1:
+            raise DataError(
+                where,
+                f"columns {' and '.join(names)} could both be {name}",
+                "one column is needed",
+                f"choose one: --map {name}={names[0]}",
+            )
+        if names:
+            found[name] = names[0]
+    return found
+
+
 def _cast_columns(where: str, columns: Mapping[str, pa.ChunkedArray], declared: Mapping[str, Column]) -> pa.Table:
     cast = {}
     for name, values in columns.items():
@@ -628,6 +656,8 @@ def _cast_columns(where: str, columns: Mapping[str, pa.ChunkedArray], declared: 
         at = f"{where}, column {name}"
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if name in declared and declared[name].missing and _is_text(values.type):
+            values = _marks_to_null(values.cast(pa.string()), declared[name].missing)
         if kind == "number":
             cast[name] = _to_numbers(at, values)
         elif kind == "date":
@@ -720,6 +750,12 @@ def _parse(
 
 def _empty_to_null(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.fill_null(pc.equal(pc.binary_length(texts), 0), False), pa.scalar(None, pa.string()), texts)
+
+
+def _marks_to_null(texts: pa.ChunkedArray, marks: Sequence[str]) -> pa.ChunkedArray:
+    """Turn texts that stand for a missing value into one, whatever spaces are around them."""
+    marked = pc.is_in(pc.utf8_trim_whitespace(texts), value_set=pa.array(marks, pa.string()))
+    return pc.if_else(marked, pa.scalar(None, pa.string()), texts)
 
 
 def _to_texts(at: str, values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -43,7 +43,7 @@ def split(
     holdout_fraction: float,
     seed: int,
     column: str | None = None,
-    id_column: str = "campaign_id",
+    id_column: str | None = None,
 ) -> Split:
     """Split a table.
 
@@ -63,7 +63,8 @@ def split(
         holdout_fraction: Above 0 and below 1.
         seed: Any integer.
         column: The group, or the time: dates, times, numbers or ISO dates as text. Not for `random`.
-        id_column: The id; for `temporal`, and for `grouped` where every row has a group, it need not be there.
+        id_column: The id, the first column if None; for `temporal`, and for `grouped` where every row has a group, it
+            need not be there.
 
     Raises:
         UsageError: An unknown method, a fraction out of range, or a column that is missing or not asked for.
@@ -94,6 +95,7 @@ def split(
         raise UsageError(
             f"split method {method}", "no column", f"{needed} is needed", "name one of the table's columns"
         )
+    id_column = id_column or table.column_names[0]
     # A row without a group is told by its id.
     by_id = method == "random" or (method == "grouped" and column in table.column_names and table[column].null_count)
     for name in (column, id_column if by_id else None):

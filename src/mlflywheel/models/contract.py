@@ -44,12 +44,16 @@ class Column:
         kind: `id` and `text` are strings that must not be guessed to be numbers (`007` stays `007`).
         required: Whether the table is refused without it.
         description: One line for `--help`, documentation and error messages.
+        aliases: Other names that sources have for it, taken where neither our name nor a mapping finds a column.
+        missing: Texts that stand for a missing value in it, such as `N/A`; an empty cell always does.
     """
 
     name: str
     kind: Literal["id", "text", "number", "date"]
     required: bool = False
     description: str = ""
+    aliases: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,11 @@ class Model(ABC):
     @abstractmethod
     def prepare(cls, raw: pa.Table, config: Settings, progress: ProgressCallback = ignore_progress) -> pa.Table:
         """Turn raw rows into one row an entity (a campaign, a listing, a series)."""
+
+    @classmethod
+    def describe_table(cls, table: pa.Table) -> dict[str, int]:
+        """Return what preparing removed or changed, as counts by name, for the run's record; nothing by default."""
+        return {}
 
     @classmethod
     @abstractmethod

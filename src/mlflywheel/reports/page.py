@@ -333,10 +333,10 @@ def _overall(report: Report) -> dict[str, Measurement]:
     return {str(name): Measurement(str(name), value if is_number(value) else None) for name, value in metrics.items()}
 
 
-def _references(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+def pair_references(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Pair metrics with their references: `reference_x` and `reference_method_x` belong to `x`.
 
-    >>> _references(["p", "reference_p", "reference_svd_p", "reference_q"])
+    >>> pair_references(["p", "reference_p", "reference_svd_p", "reference_q"])
     {'p': [('reference_p', 'Reference'), ('reference_svd_p', 'Reference SVD')]}
     """
     measured = sorted((name for name in names if not name.startswith(REFERENCE_PREFIX)), key=len, reverse=True)
@@ -355,7 +355,7 @@ def _references(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 def _draw_metrics(report: Report) -> _Part | None:
     overall = _overall(report)
-    references = _references(list(overall))
+    references = pair_references(list(overall))
     paired = {name for pairs in references.values() for name, _ in pairs}
     gates = [gate for gate in report.summary.get("gates") or () if gate.get("slice") in (None, "all")]
     gated = {str(gate.get("metric")): gate for gate in gates}

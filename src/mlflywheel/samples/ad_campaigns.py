@@ -15,13 +15,8 @@ How hard it is: with TF-IDF and 100 SVD components on unigrams, .91 of a campaig
 vertical in the default table, where 1.00 would tell no two methods apart.
 """
 
-import csv
-import gzip
-import io
 import json
-import os
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -32,12 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mlflywheel.errors import UsageError
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from mlflywheel.samples.drawing import Floats, Ints, choose, draw_normals, draw_uniforms, draw_words, write_table
 
 DEFAULT_AS_OF = date(2026, 10, 31)
 #: Tiers by rising budget, and the share of campaigns in each.
@@ -99,7 +91,7 @@ def generate_ad_campaigns(campaigns: int = 3000, seed: int = 7, as_of: date = DE
     impressions, clicks, cost = _draw_traffic(vocabulary, plan, owner, is_search, prominence, seed)
 
     rows: Ints = np.arange(len(owner), dtype=np.int64)
-    repeated = rows[_uniforms(seed, "duplicates", len(rows)) < _DUPLICATE_SHARE]
+    repeated = rows[draw_uniforms(seed, "duplicates", len(rows)) < _DUPLICATE_SHARE]
     rows = np.sort(np.concatenate([rows, repeated]), kind="stable")
 
     ids = np.array([_campaign_id(i) for i in range(campaigns)], dtype=object)
@@ -162,55 +154,7 @@ def write_sample(path: str | Path, campaigns: int = 3000, seed: int = 7, as_of: 
     Raises:
         UsageError: Another suffix, `campaigns` below 1, or a negative `seed`.
     """
-    path = Path(path)
-    name = path.name.lower()
-    encode: Callable[[pa.Table], bytes]
-    if name.endswith(".csv"):
-        encode = _encode_csv
-    elif name.endswith(".csv.gz"):
-        encode = _encode_csv_gz
-    elif name.endswith(".parquet"):
-        encode = _encode_parquet
-    else:
-        raise UsageError(
-            str(path),
-            f"suffix {path.suffix!r}",
-            "a sample is written as .csv, .csv.gz or .parquet",
-            "name the file sample.csv.gz, say",
-        )
-    content = encode(generate_ad_campaigns(campaigns, seed, as_of))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _encode_csv(table: pa.Table) -> bytes:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.column_names)
-    columns = table.to_pydict()
-    columns["cost"] = [f"{cost:.2f}" for cost in columns["cost"]]
-    writer.writerows(zip(*columns.values(), strict=True))
-    return buffer.getvalue().encode("utf-8")
-
-
-def _encode_csv_gz(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    # No name and no time in the header: both would differ between two writes of the same rows.
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
-        file.write(_encode_csv(table))
-    return buffer.getvalue()
-
-
-def _encode_parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return write_table(path, generate_ad_campaigns(campaigns, seed, as_of), {"cost": 2})
 
 
 @dataclass(frozen=True)
@@ -317,13 +261,13 @@ def _draw_plan(vocabulary: _Vocabulary, campaigns: int, seed: int) -> _Plan:
         raise UsageError("seed", str(seed), "0 or more is needed", "take a seed that is not negative")
 
     def draw(name: str) -> Floats:
-        return _uniforms(seed, name, campaigns)
+        return draw_uniforms(seed, name, campaigns)
 
     # Evenly spaced draws in random order give each vertical its share even in a small sample.
     places = np.argsort(draw("order"), kind="stable")
-    vertical = _choose(vocabulary.vertical_shares, (places + draw("place")) / campaigns)
-    locale = _choose(vocabulary.locale_shares, draw("locale"))
-    tier = _choose(np.array(_TIER_SHARES), draw("tier"))
+    vertical = choose(vocabulary.vertical_shares, (places + draw("place")) / campaigns)
+    locale = choose(vocabulary.locale_shares, draw("locale"))
+    tier = choose(np.array(_TIER_SHARES), draw("tier"))
 
     any_other = _other(draw("other vertical"), vertical, len(vocabulary.verticals))
     related = _choose_related(vocabulary, vertical, draw("related vertical"))
@@ -331,7 +275,7 @@ def _draw_plan(vocabulary: _Vocabulary, campaigns: int, seed: int) -> _Plan:
     second_share = np.where(draw("cross") < _CROSS_VERTICAL_SHARE, 0.12 + 0.28 * draw("second share"), 0.0)
 
     median = np.array(_MEDIAN_TERMS)[tier]
-    terms = np.rint(median * np.exp(0.42 * _normals(seed, "terms", campaigns))).astype(np.int64).clip(6, 180)
+    terms = np.rint(median * np.exp(0.42 * draw_normals(seed, "terms", campaigns))).astype(np.int64).clip(6, 180)
     size = draw("size")
     thin = size < np.array(_THIN_SHARES)[tier]
     huge = size > 1 - np.array(_HUGE_SHARES)[tier]
@@ -365,7 +309,7 @@ def _draw_plan(vocabulary: _Vocabulary, campaigns: int, seed: int) -> _Plan:
 def _draw_mix(vocabulary: _Vocabulary, vertical: Ints, seed: int, name: str) -> Floats:
     """Draw shares of the vertical's niches: squared normals over their sum are a Dirichlet with 1/2 everywhere."""
     most = vocabulary.niche_lists.shape[1]
-    squares: Floats = _normals(seed, name, len(vertical) * most).reshape(-1, most) ** 2 + 1e-9
+    squares: Floats = draw_normals(seed, name, len(vertical) * most).reshape(-1, most) ** 2 + 1e-9
     squares = np.where(vocabulary.niche_lists[vertical, :, 0] >= 0, squares, 0.0)
     mix: Floats = squares / squares.sum(axis=1, keepdims=True)
     return mix
@@ -386,7 +330,7 @@ def _draw_terms(
     count = len(owner)
 
     def draw(name: str) -> Floats:
-        return _uniforms(seed, name, count)
+        return draw_uniforms(seed, name, count)
 
     is_search = draw("kind") < 0.45
     vertical = plan.vertical[owner]
@@ -429,7 +373,7 @@ def _draw_terms(
     city_pattern, _ = pick("city pattern", vocabulary.locale_lists["city_patterns"][locale])
     # A business works in one town, and some in its neighbours.
     cities = vocabulary.locale_lists["cities"][plan.locale]
-    home = _choose_zipf(vocabulary.lengths[cities], _uniforms(seed, "home", len(drawn)))
+    home = _choose_zipf(vocabulary.lengths[cities], draw_uniforms(seed, "home", len(drawn)))
     near = _choose_zipf(vocabulary.lengths[cities][owner], draw("near"))
     city = vocabulary.starts[cities][owner] + np.where(draw("away") < 0.15, near, home[owner])
 
@@ -443,7 +387,7 @@ def _draw_terms(
 
     # An advertiser's own name is bid on, and rivals' names are searched.
     branded = draw("branded") < 0.025
-    own = np.floor(_uniforms(seed, "own brand", len(drawn)) * len(vocabulary.brands)).astype(np.int64)
+    own = np.floor(draw_uniforms(seed, "own brand", len(drawn)) * len(vocabulary.brands)).astype(np.int64)
     rival = np.floor(draw("rival brand") * len(vocabulary.brands)).astype(np.int64)
     brand = np.where(is_search & (draw("rival") < 0.5), rival, own[owner])
     brand_pattern = _choose_zipf(np.full(count, len(vocabulary.brand_patterns), dtype=np.int64), draw("brand pattern"))
@@ -491,13 +435,13 @@ def _draw_traffic(
     """Draw impressions (log-normal), clicks (1 to 8 % of them) and cost in US dollars for each row."""
     count = len(owner)
     median = np.array(_MEDIAN_IMPRESSIONS)[plan.tier[owner]] * (0.3 + 1.7 * prominence) * np.where(is_search, 0.3, 1.0)
-    impressions = np.floor(median * np.exp(1.3 * _normals(seed, "impressions", count))).astype(np.int64)
+    impressions = np.floor(median * np.exp(1.3 * draw_normals(seed, "impressions", count))).astype(np.int64)
     # A search that nobody saw the ad on is not in an export; a keyword that never showed is.
     impressions = np.maximum(impressions, is_search.astype(np.int64))
-    rate = (0.035 * np.exp(0.45 * _normals(seed, "click rate", count))).clip(0.01, 0.08)
-    clicks = np.floor(impressions * rate + _uniforms(seed, "clicks", count)).astype(np.int64)
+    rate = (0.035 * np.exp(0.45 * draw_normals(seed, "click rate", count))).clip(0.01, 0.08)
+    clicks = np.floor(impressions * rate + draw_uniforms(seed, "clicks", count)).astype(np.int64)
     clicks = np.minimum(clicks, impressions)
-    price = vocabulary.cost_per_click[plan.vertical[owner]] * np.exp(0.35 * _normals(seed, "price", count))
+    price = vocabulary.cost_per_click[plan.vertical[owner]] * np.exp(0.35 * draw_normals(seed, "price", count))
     cents = np.rint(100 * clicks * price)
     return impressions, clicks, cents / 100
 
@@ -507,13 +451,13 @@ def _roughen(
 ) -> list[str]:
     """Write terms the way exports hold them: misspelled, unaccented, marked, capitalised, unevenly spaced, empty."""
     count = len(texts)
-    typo = is_search & (_uniforms(seed, "typo", count) < 0.07)
-    bare = spanish & (_uniforms(seed, "accents", count) < np.where(is_search, 0.5, 0.12))
-    case = _uniforms(seed, "case", count)
-    match = np.where(is_search, 0.0, _uniforms(seed, "match", count))
-    space = _uniforms(seed, "space", count)
-    detail = _uniforms(seed, "detail", count)
-    empty = _uniforms(seed, "empty", count) < _EMPTY_SHARE
+    typo = is_search & (draw_uniforms(seed, "typo", count) < 0.07)
+    bare = spanish & (draw_uniforms(seed, "accents", count) < np.where(is_search, 0.5, 0.12))
+    case = draw_uniforms(seed, "case", count)
+    match = np.where(is_search, 0.0, draw_uniforms(seed, "match", count))
+    space = draw_uniforms(seed, "space", count)
+    detail = draw_uniforms(seed, "detail", count)
+    empty = draw_uniforms(seed, "empty", count) < _EMPTY_SHARE
     result: list[str] = []
     for text, t, a, c, m, s, d, e in zip(
         texts,
@@ -598,34 +542,6 @@ def _campaign_id(number: int) -> str:
     return f"c-{number:06d}"
 
 
-def _raw(seed: int, name: str, count: int) -> npt.NDArray[np.uint64]:
-    """Draw 64-bit words from a stream of its own for each name, so that a new kind of noise moves no other."""
-    stream = np.random.PCG64(np.random.SeedSequence([seed, *name.encode()]))
-    words: npt.NDArray[np.uint64] = stream.random_raw(count)
-    return words
-
-
-def _uniforms(seed: int, name: str, count: int) -> Floats:
-    """Draw doubles in [0, 1) from the upper 53 bits."""
-    return (_raw(seed, name, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _normals(seed: int, name: str, count: int) -> Floats:
-    """Draw nearly normal doubles: sums of 12 uniforms, exact on every machine, and cut off at 6 deviations."""
-    uniforms = _uniforms(seed, name, 12 * count).reshape(12, count)
-    total = np.full(count, -6.0)
-    for row in uniforms:
-        total += row
-    return total
-
-
-def _choose(shares: Floats, u: Floats) -> Ints:
-    """Turn uniforms into numbers 0, 1, ... with the given shares (any positive scale)."""
-    ends = np.cumsum(shares)
-    chosen: Ints = np.searchsorted(ends[:-1], u * ends[-1], side="right").astype(np.int64)
-    return chosen
-
-
 def _choose_rows(weights: Floats, u: Floats) -> Ints:
     """Choose a column in each row of `weights` [row, column]."""
     ends = np.cumsum(weights, axis=1)
@@ -674,7 +590,7 @@ def _mix_bits(phrase: Ints, owner: Ints, seed: int) -> Floats:
     The mixing steps are those of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
     OOPSLA 2014).
     """
-    starts = _raw(seed, "favourites", int(owner.max()) + 1)[owner]
+    starts = draw_words(seed, "favourites", int(owner.max()) + 1)[owner]
     words = phrase.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + starts[:, None]
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

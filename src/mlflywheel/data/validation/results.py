@@ -114,6 +114,10 @@ class ValidationResult:
         """Return the rules that were not checked."""
         return tuple(rule for rule in self.rules if rule.status == "skipped")
 
+    def describe_warnings(self) -> list[str]:
+        """Return one line for each rule that does not hold and stops nothing; examples only where they are short."""
+        return [rule.describe(2 if "column" in rule.kwargs else 0) for rule in self.warnings()]
+
     def count_by_status(self) -> dict[str, int]:
         """Return the number of rules that passed, of warnings and errors that did not hold, and of skipped rules."""
         return {

@@ -15,7 +15,8 @@ dropped. What we add stays inside that form:
 - `meta.required`: true if an absent column fails the rule. Otherwise the rule is skipped, with the reason.
 - `meta.optional`: columns of a `column_list` that are left out of it where the table does not have them.
 - Dates relative to the day of validation, anywhere in `kwargs`: `{"$days_ago": 90}` is midnight 90 days ago, and
-  `{"$today": 1}` is midnight one day ahead (`{"$today": 0}` is midnight at the start of today).
+  `{"$today": 1}` is midnight one day ahead (`{"$today": 0}` is midnight at the start of today). `{"$year": 1}` is the
+  next year, as a number, for columns that hold years.
 
 Refused: `row_condition` and `condition_parser`, because pandas evaluates them as an expression and a suite is data, and
 expectations that run SQL or need a second table.
@@ -57,8 +58,9 @@ _NOT_ON_A_TABLE = {
     "expect_table_row_count_to_equal_other_table",
     "unexpected_rows_expectation",
 }
-_PLACEHOLDERS = ("$days_ago", "$today")
+_PLACEHOLDERS = ("$days_ago", "$today", "$year")
 _MOST_DAYS = 36_500
+_MOST_YEARS = 100
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,12 @@ class Suite:
 
     Args:
         rules: In the order of the file, `rows` first.
-        id_column: The column whose value names a row in messages; tables without it are named by row number alone.
+        id_column: The column whose value names a row in messages; rows of tables without it, and without a name here,
+            are named by their number alone.
     """
 
     rules: tuple[Rule, ...]
-    id_column: str = "campaign_id"
+    id_column: str = ""
 
     def of(self, table: TableName) -> tuple[Rule, ...]:
         """Return the rules on one table."""
@@ -141,7 +144,9 @@ class Suite:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the suite as its file holds it; `read_suite` reads it back."""
-        found: dict[str, Any] = {"schema": SUITE_SCHEMA, "id_column": self.id_column}
+        found: dict[str, Any] = {"schema": SUITE_SCHEMA}
+        if self.id_column:
+            found["id_column"] = self.id_column
         for table in TABLES:
             found[table] = [{**rule.to_gx(), "severity": rule.severity} for rule in self.of(table)]
         return found
@@ -190,8 +195,8 @@ def read_suite(text_or_mapping: str | Mapping[str, Any], where: str) -> Suite:
             raise UsageError(
                 where, f"unknown key {key!r}", "known keys are schema, id_column, rows, prepared", "remove or rename it"
             )
-    id_column = content.get("id_column", "campaign_id")
-    if not isinstance(id_column, str) or not id_column:
+    id_column = content.get("id_column", "")
+    if not isinstance(id_column, str) or (not id_column and "id_column" in content):
         raise UsageError(f"{where}, id_column", repr(id_column), "a column name is needed", "name the id column")
     rules: list[Rule] = []
     for table in TABLES:
@@ -304,17 +309,19 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(item, f"{path}[{number}]")
 
 
-def _read_placeholder(value: Mapping[str, Any], where: str) -> int:
-    """Return how many days after today the placeholder stands for."""
-    (name, days), *more = value.items()
-    if more or name not in _PLACEHOLDERS or type(days) is not int or abs(days) > _MOST_DAYS:
+def _read_placeholder(value: Mapping[str, Any], where: str) -> tuple[str, int]:
+    """Return the placeholder's name, and how many days after today, or years after this one, it stands for."""
+    (name, number), *more = value.items()
+    most = _MOST_YEARS if name == "$year" else _MOST_DAYS
+    if more or name not in _PLACEHOLDERS or type(number) is not int or abs(number) > most:
         raise UsageError(
             where,
             json.dumps(dict(value), default=str),
-            f"known placeholders are {' and '.join(_PLACEHOLDERS)}, with a whole number of days up to {_MOST_DAYS:,}",
-            'write {"$days_ago": 90} or {"$today": 0}',
+            f"known placeholders are {' and '.join(_PLACEHOLDERS[:2])}, with a whole number of days up to "
+            f"{_MOST_DAYS:,}, and $year, with one of years up to {_MOST_YEARS}",
+            'write {"$days_ago": 90}, {"$today": 0} or {"$year": 1}',
         )
-    return -days if name == "$days_ago" else days
+    return (name, -number) if name == "$days_ago" else (name, number)
 
 
 def resolve(kwargs: Mapping[str, Any], today: date) -> dict[str, Any]:
@@ -322,6 +329,8 @@ def resolve(kwargs: Mapping[str, Any], today: date) -> dict[str, Any]:
 
     >>> resolve({"column": "as_of", "min_value": {"$days_ago": 2}}, date(2026, 1, 31))
     {'column': 'as_of', 'min_value': datetime.datetime(2026, 1, 29, 0, 0)}
+    >>> resolve({"column": "year", "max_value": {"$year": 1}}, date(2026, 1, 31))
+    {'column': 'year', 'max_value': 2027}
     """
     found = {key: _resolve(value, today) for key, value in kwargs.items()}
     for key in ("min_value", "max_value"):
@@ -336,8 +345,10 @@ def resolve(kwargs: Mapping[str, Any], today: date) -> dict[str, Any]:
 def _resolve(value: Any, today: date) -> Any:
     if isinstance(value, Mapping):
         if any(str(key).startswith("$") for key in value):
-            days = _read_placeholder(value, "suite")
-            return datetime.combine(today, time()) + timedelta(days=days)
+            name, number = _read_placeholder(value, "suite")
+            if name == "$year":
+                return today.year + number
+            return datetime.combine(today, time()) + timedelta(days=number)
         return {key: _resolve(item, today) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolve(item, today) for item in value]
