@@ -52,6 +52,14 @@ FOLDERS = [
     *(Rendering(f"manifests/overlays/{path.name}") for path in sorted((MANIFESTS / "overlays").iterdir())),
 ]
 RENDERINGS = [*FOLDERS, *documented_combinations()]
+#: Another model in the overlays of the first, by components/use-case.
+VEHICLES = [
+    Rendering(f"manifests/vehicle-prices/{path.name}")
+    for path in sorted((MANIFESTS / "vehicle-prices").iterdir())
+    if path.name != "model"
+]
+#: A stock runtime of KServe, so that there is none of ours in it.
+TRITON = [Rendering("manifests/triton/cpu"), Rendering("manifests/triton/gpu")]
 CPU, GPU, KNATIVE, PRODUCTION = (
     Rendering(f"manifests/overlays/{name}") for name in ("cpu", "gpu", "knative", "production")
 )

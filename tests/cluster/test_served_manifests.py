@@ -16,6 +16,8 @@ from rendered_manifests import (
     MANIFESTS,
     PRODUCTION,
     RENDERINGS,
+    TRITON,
+    VEHICLES,
     Document,
     Renderer,
     Rendering,
@@ -31,7 +33,7 @@ SERVING = [rendering for rendering in RENDERINGS if not rendering.folder.endswit
 #: Kinds that are not in a namespace, by the names that kubectl knows.
 OF_CLUSTER = {"ClusterServingRuntime": "clusterservingruntimes.serving.kserve.io", "PriorityClass": "priorityclasses"}
 
-every = pytest.mark.parametrize("rendering", RENDERINGS, ids=str)
+every = pytest.mark.parametrize("rendering", [*RENDERINGS, *VEHICLES, *TRITON], ids=str)
 every_standard = pytest.mark.parametrize("rendering", [one for one in SERVING if one.folder != KNATIVE.folder], ids=str)
 
 

@@ -21,6 +21,8 @@ from rendered_manifests import (
     PRODUCTION,
     RENDERINGS,
     ROOT,
+    TRITON,
+    VEHICLES,
     Document,
     Renderer,
     Rendering,
@@ -81,7 +83,7 @@ def test_each_is_complete_and_names_each_object_once(render: Renderer, rendering
 def test_every_component_and_folder_is_rendered() -> None:
     components = {path.name for path in (MANIFESTS / "components").iterdir()}
     used = {name for rendering in RENDERINGS for name in rendering.components}
-    for rendering in FOLDERS:
+    for rendering in [*FOLDERS, *VEHICLES]:
         content = yaml.safe_load((ROOT / rendering.folder / "kustomization.yaml").read_text(encoding="utf-8"))
         used |= {Path(name).name for name in content.get("components", [])}
     assert used == components
@@ -222,7 +224,9 @@ def test_scaling_is_by_one_means(render: Renderer, rendering: Rendering) -> None
 def test_names_fit_into_the_labels_that_kserve_makes(render: Renderer, rendering: Rendering) -> None:
     documents = render(rendering)
     for document in documents:
-        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", document["metadata"]["name"])
+        # Nothing is named after a policy, and its name may have a dot.
+        part = document["metadata"]["name"].partition(".")[0] if document["kind"] == "NetworkPolicy" else None
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", part or document["metadata"]["name"])
         for value in document["metadata"]["labels"].values():
             assert re.fullmatch(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", value)
     assert len(pod_labels(documents, canary="a-canary-with-name")["app"]) <= 63
@@ -559,6 +563,118 @@ def test_address_of_prometheus_has_one_place(copied: Path) -> None:
     )
     metrics = service_of(kustomize(copied / GPU.folder))["spec"]["predictor"]["autoScaling"]["metrics"]
     assert [one["external"]["metric"]["serverAddress"] for one in metrics] == ["http://p", "http://p"]
+
+
+# Another model, and another runtime.
+
+
+@pytest.fixture
+def vehicles_beside_components(copied: Path) -> list[Document]:
+    """An overlay of somebody who wants alerts and scaling for vehicle prices, as the page shows it."""
+    page = (MANIFESTS / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```\n(apiVersion[^`]*use-case\n)```", page)
+    content = yaml.safe_load(text)
+    assert content["components"][-1].endswith("/use-case")
+    paths = [Path(str(path)) for path in [*content["resources"], *content["components"]]]
+    assert all(path.parts[:3] == ("..", "mlflywheel", "manifests") for path in paths)
+    (copied / "mlflywheel").mkdir()
+    (copied / "manifests").rename(copied / "mlflywheel" / "manifests")
+    (copied / "overlay").mkdir()
+    (copied / "overlay" / "kustomization.yaml").write_text(text, encoding="utf-8")
+    return kustomize(copied / "overlay")
+
+
+def named_like_the_first(documents: Sequence[Document]) -> list[str]:
+    return [
+        text for one in documents for text in strings_in(one) if "ad-campaigns" in text or "topic-fingerprints" in text
+    ]
+
+
+@pytest.mark.parametrize("rendering", VEHICLES, ids=str)
+def test_second_model_has_a_service_account_and_runtime_of_its_own(render: Renderer, rendering: Rendering) -> None:
+    documents = render(rendering)
+    assert named_like_the_first(documents) == []
+    kind = load_model_class("vehicle-price")
+    service, runtime = service_of(documents), runtime_of(documents)
+    wanted = {"name": kind.format_name, "version": kind.format_version}
+    assert service["spec"]["predictor"]["model"]["modelFormat"] == wanted
+    assert wanted.items() <= runtime["spec"]["supportedModelFormats"][0].items()
+    assert service["metadata"]["name"] == "vehicle-prices"
+    assert service["spec"]["predictor"]["serviceAccountName"] == only(documents, "ServiceAccount")["metadata"]["name"]
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://mlflywheel/models/vehicle-prices/1"
+    assert lint.lint_documents([lint.Document(one) for one in documents]) == []
+
+
+@pytest.mark.parametrize("rendering", VEHICLES, ids=str)
+def test_second_model_differs_from_the_first_in_names_alone(render: Renderer, rendering: Rendering) -> None:
+    first = render(Rendering(rendering.folder.replace("vehicle-prices", "overlays")))
+    text = yaml.safe_dump_all(first)
+    for old, new in (
+        ("mlflywheel-topic-fingerprints", "mlflywheel-vehicle-price"),
+        ("ad-campaigns", "vehicle-prices"),
+    ):
+        text = text.replace(old, new)
+    assert render(rendering) == list(yaml.safe_load_all(text))
+
+
+def test_both_models_fit_into_one_namespace(render: Renderer) -> None:
+    def names(documents: Sequence[Document]) -> set[tuple[str, str]]:
+        return {(one["kind"], one["metadata"]["name"]) for one in documents}
+
+    shared = names(render(PRODUCTION)) & names(render(Rendering("manifests/vehicle-prices/production")))
+    assert shared == {("PriorityClass", "mlflywheel-serving")}
+
+
+def test_components_are_renamed_by_the_last_one(vehicles_beside_components: list[Document]) -> None:
+    documents = vehicles_beside_components
+    assert named_like_the_first(documents) == []
+    assert {"PodMonitor", "PrometheusRule"} <= {one["kind"] for one in documents}
+    assert lint.lint_documents([lint.Document(one) for one in documents]) == []
+    groups = only(documents, "PrometheusRule")["spec"]["groups"]
+    (absent,) = [rule["expr"] for rule in groups[0]["rules"] if rule["alert"] == "MlflywheelNoReplica"]
+    assert absent == 'absent(mlflywheel_model_info{serving_kserve_io_inferenceservice="vehicle-prices"})'
+    (metric,) = service_of(documents)["spec"]["predictor"]["autoScaling"]["metrics"]
+    assert '{serving_kserve_io_inferenceservice="vehicle-prices"}' in metric["external"]["metric"]["query"]
+
+
+def test_name_format_address_and_version_of_another_model_have_one_place(copied: Path) -> None:
+    (copied / "manifests/vehicle-prices/model/model.env").write_text(
+        "service=flat-rents\nmodelFormat=flat-rent\nmodelUri=gs://other/run=7/model\nmodelVersion=17\n"
+    )
+    documents = kustomize(copied / "manifests/vehicle-prices/production")
+    assert [text for one in documents for text in strings_in(one) if "vehicle" in text] == []
+    service = service_of(documents)
+    assert service["metadata"]["name"] == "flat-rents"
+    assert service["metadata"]["labels"]["app.kubernetes.io/version"] == "17"
+    assert service["spec"]["predictor"]["model"]["args"] == ["--model_version=17"]
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "gs://other/run=7/model"
+    assert runtime_of(documents)["metadata"]["name"] == "flat-rent"
+
+
+@pytest.mark.parametrize("rendering", TRITON, ids=str)
+def test_triton_is_the_stock_runtime_bounded_and_probed(render: Renderer, rendering: Rendering) -> None:
+    documents = render(rendering)
+    assert sorted(one["kind"] for one in documents) == ["InferenceService", "ServiceAccount"]
+    assert lint.lint_documents([lint.Document(one) for one in documents]) == []
+    predictor = service_of(documents)["spec"]["predictor"]
+    model = predictor["model"]
+    assert model["runtime"] == "kserve-tritonserver"
+    assert (model["modelFormat"], model["protocolVersion"]) == ({"name": "triton", "version": "2"}, "v2")
+    assert predictor["serviceAccountName"] == only(documents, "ServiceAccount")["metadata"]["name"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert model[probe]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
+    assert predictor["timeout"] < predictor["terminationGracePeriodSeconds"]
+    gpus = {model["resources"][kind].get("nvidia.com/gpu") for kind in ("requests", "limits")}
+    assert gpus == ({"1"} if rendering.folder.endswith("gpu") else {None})
+
+
+@pytest.mark.parametrize("rendering", TRITON, ids=str)
+def test_tritons_repository_has_one_place(copied: Path, rendering: Rendering) -> None:
+    edit(
+        copied / "manifests/triton/base/model.env", "modelUri=s3://mlflywheel/triton/vehicle-prices", "modelUri=gs://o"
+    )
+    service = service_of(kustomize(copied / rendering.folder))
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "gs://o"
 
 
 # Rollouts, unattended.
