@@ -40,6 +40,7 @@ def test_every_pipeline_has_a_page_that_names_its_columns(pipeline: Pipeline) ->
 
 def test_commands_in_the_pages_exist() -> None:
     known = {"run", "tune", "lint", "serve", "compile", "sample", "score", "models list", "models show", "doctor"}
+    known |= {"models export"}
     known |= {f"rollout {command.name or command.callback.__name__}" for command in rollout_app.registered_commands}
     used = set()
     for page in PAGES:
