@@ -27,6 +27,7 @@ def test_preparing_finds_the_faults_of_the_file(table):
     assert (facts.rows, facts.duplicates_removed, facts.without_price, facts.reference_year) == (46_405, 2_140, 1, 2021)
     assert facts.flagged == {
         "mileage_km_out_of_range": 2,
+        "missing_fuel": 23,
         "missing_gear": 175,
         "missing_model": 137,
         "missing_power_hp": 24,
