@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from command_line import run
 
 # O*NET's terms are in tests/unit/test_topic_quality_real.py; this file needs its columns renamed and its texts split.
 OPTIONS = ("--map", "campaign_id=ad_id", "--map", "term=tokens", "--map", "vertical=label", "--split-terms")
 
 
+@pytest.mark.long
 def test_pipeline_runs_on_real_terms(tmp_path: Path, shared_folder: Path) -> None:
     data = shared_folder / "data" / "campaign_topics" / "farm_ads.csv.gz"
     finished = run(tmp_path, "--data", str(data), *OPTIONS, "--json", "--quiet")

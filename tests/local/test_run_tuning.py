@@ -98,6 +98,7 @@ def _events(folder: Path) -> list[Mapping[str, Any]]:
     ]
 
 
+@pytest.mark.long
 def test_the_search_of_a_killed_run_is_taken_up(tmp_path: Path, sample: Path) -> None:
     write_experiment(tmp_path, 6)
     (tmp_path / "gates.yaml").write_text(GATES, encoding="utf-8")
