@@ -21,7 +21,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflywheel.errors import ModelFilesError, UsageError
@@ -129,6 +131,53 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True)
+class RowMetric:
+    """One measured value for every held-out row: what metrics of the evaluation are means of.
+
+    Args:
+        name: A measurement, such as `absolute_relative_error`.
+        values: float64 (rows,); NaN where it is not defined for a row.
+        better: Which values are the better ones.
+        bounds: Smallest and largest possible value, or None.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    better: Literal["lower", "higher"] = "lower"
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What every held-out row got: slices, groups and a comparison of two models on the same rows are made of it.
+
+    Args:
+        task: What kind of answer the model gives; only models of one task are compared.
+        ids: string (rows,), one a row.
+        attributes: Text and number columns of the rows by which they may be sliced or grouped, what the model answered
+            among them where that is known when it is asked (`predicted_price`).
+        metrics: At least one; the first is what models are compared by.
+        answers: What a caller gets, (rows,): a class as text, a number, or a list<string> of recommended ids, best
+            first.
+        truth: float64 (rows,): the true number, or 1 for the positive class and 0 for another; NaN where unknown. None
+            for recommendations.
+        probability: float64 (rows,): probability of the positive class; None but for classification.
+        references: The first metric's values by simpler methods, float64 (rows,) by name.
+        catalogue: What can be recommended: `id` and attributes as above; None but for recommendations.
+    """
+
+    task: Literal["classification", "regression", "recommendation"]
+    ids: pa.Array
+    attributes: pa.Table
+    metrics: tuple[RowMetric, ...]
+    answers: pa.Array
+    truth: NDArray[np.float64] | None = None
+    probability: NDArray[np.float64] | None = None
+    references: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    catalogue: pa.Table | None = None
+
+
 class Settings(BaseModel):
     """Base of a model's parameters and of its preparation settings: typed, with defaults, unknown names refused."""
 
@@ -195,8 +244,12 @@ class Model(ABC):
     format_name: ClassVar[str]
     #: Version of the file format that `save` writes; a change that older code cannot read raises it.
     format_version: ClassVar[str] = "1"
+    #: Version of what requests and answers look like; a change that breaks callers raises it.
+    contract_version: ClassVar[str] = "1"
     #: The raw table's columns that `prepare` reads.
     columns: ClassVar[tuple[Column, ...]]
+    #: Whether `prepare` also reads columns that are not declared: those of a general model are the user's.
+    other_columns: ClassVar[bool] = False
     #: Parameters of `fit`.
     Params: ClassVar[type[Settings]]
     #: Settings of `prepare`.
@@ -248,6 +301,14 @@ class Model(ABC):
             UsageError: The model has no metric of such a name.
         """
         return choose_measurements(self.evaluate(table, progress).measurements, metrics)
+
+    def score_rows(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> RowScores | None:
+        """Measure every row that the model was not fitted on by itself; None where a model cannot.
+
+        Rows whose truth is missing are left out, so the result depends on the rows and not on the model: two models
+        of one task give the same ids in the same order.
+        """
+        return None
 
     @abstractmethod
     def explain(self, table: pa.Table) -> pa.Table:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Evaluation, Measurement, choose_measurements
+from mlflywheel.models.contract import Evaluation, Measurement, RowMetric, RowScores, choose_measurements
 from mlflywheel.models.topic_fingerprints.lda import Lda
 from mlflywheel.models.topic_fingerprints.naming import rank_terms
 from mlflywheel.models.topic_fingerprints.quality import (
@@ -104,6 +104,46 @@ def measure_fingerprints(
     if not set(metrics) <= {measurement.metric for measurement in found}:
         return choose_measurements(evaluate_fingerprints(model, table, progress).measurements, metrics)
     return choose_measurements(found, metrics)
+
+
+def score_rows(model: "TopicFingerprints", table: pa.Table) -> RowScores:
+    """Measure every campaign by itself; see `Model.score_rows`."""
+    scored = _score(model, table)
+    values, shares = _value_campaigns(model, scored, _find_references(model, table)[:1])
+    # Positions count the campaigns that can be found: those with a known term.
+    found = model.catalogue.filter(pa.array(model.known))
+    ids = [str(one) for one in found["campaign_id"].to_pylist()]
+    answers = [[ids[place] for place in row if place >= 0] for row in scored.neighbours.tolist()]
+    metrics = (
+        RowMetric(PURITY, values[PURITY], "higher", (0.0, 1.0)),
+        RowMetric(RECOVERY, shares[RECOVERY], "higher", (0.0, 1.0)),
+        RowMetric("out_of_vocabulary_share", shares["out_of_vocabulary_share"], "lower", (0.0, 1.0)),
+        RowMetric("no_known_term_share", shares["no_known_term_share"], "lower", (0.0, 1.0)),
+    )
+    # Without a column that says which campaigns belong together, their own keywords do.
+    labelled = bool(np.isfinite(values[PURITY]).any())
+    reference = values[f"reference_{PURITY}"] if labelled else shares[f"reference_{RECOVERY}"]
+    return RowScores(
+        task="recommendation",
+        ids=table["campaign_id"].cast(pa.string()).combine_chunks(),
+        attributes=_attributes(table),
+        metrics=metrics if labelled else metrics[1:],
+        answers=pa.array(answers, pa.list_(pa.string())),
+        references={"tfidf_svd" if labelled else "most_used_keywords": reference},
+        catalogue=_attributes(found).append_column("id", pa.array(ids, pa.string())),
+    )
+
+
+def _attributes(table: pa.Table) -> pa.Table:
+    """Return what campaigns may be sliced by: their attribute columns, and how many terms they have."""
+    lengths = count_terms(table)
+    columns = {
+        name: table[name]
+        for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+        if name != "campaign_id" and not pa.types.is_nested(kind)
+    }
+    sizes = np.where(lengths < _THIN_TERMS, "thin", "thick")
+    return pa.table({**columns, "terms": pa.array(lengths.astype(np.float64)), "size": pa.array(sizes.tolist())})
 
 
 def _score(model: "TopicFingerprints", table: pa.Table) -> _Scored:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Column, DeviceName, Evaluation, Measurement, Model, Settings
+from mlflywheel.models.contract import Column, DeviceName, Evaluation, Measurement, Model, RowScores, Settings
 from mlflywheel.models.topic_fingerprints.attribution import Decomposition, TermContributions
 from mlflywheel.models.topic_fingerprints.device import Device, choose_device
 from mlflywheel.models.topic_fingerprints.lda import Lda, LdaParams
@@ -444,6 +444,12 @@ class TopicFingerprints(Model):
         from mlflywheel.models.topic_fingerprints.evaluation import measure_fingerprints
 
         return measure_fingerprints(self, table, metrics, progress)
+
+    def score_rows(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> RowScores:
+        """Measure every campaign by itself; see `evaluation`."""
+        from mlflywheel.models.topic_fingerprints.evaluation import score_rows
+
+        return score_rows(self, table)
 
     def explain(self, table: pa.Table) -> pa.Table:
         """Attribute every share of the fingerprints to the campaigns' terms.

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from mlflywheel.errors import DataError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Evaluation, Measurement, choose_measurements
+from mlflywheel.models.contract import Evaluation, Measurement, RowMetric, RowScores, choose_measurements
 from mlflywheel.models.vehicle_price.references import NAMES, References
 from mlflywheel.statistics.groups import compare_groups
 from mlflywheel.statistics.intervals import Interval, estimate_mean, estimate_median, estimate_share
@@ -34,6 +34,7 @@ SLICED_BY = ("fuel", "offer_type", "gear", "region", "body")
 #: Columns whose values are groups that should get equally good prices.
 COMPARED = ("fuel", "region")
 MAKE_MINIMUM = 100
+_NO_ATTRIBUTES = ("listing_id", "price", "flags")
 #: Held-out rows that a group must have to count in the gap.
 GROUP_MINIMUM = 100
 _AGES = ((0, 1), (2, 3), (4, 6), (7, 9))
@@ -125,6 +126,36 @@ def measure_prices(
     if not set(metrics) <= {measurement.metric for measurement in found}:
         return choose_measurements(evaluate_prices(model, table, progress).measurements, metrics)
     return choose_measurements(found, metrics)
+
+
+def score_rows(model: PriceModel, table: pa.Table) -> RowScores:
+    """Measure every listing that has a price by itself; see `Model.score_rows`."""
+    scored = score(model, table)
+    true = scored.true
+    error = np.abs(scored.relative_error)
+    attributes = {name: scored.table[name] for name in scored.table.column_names if name not in _NO_ATTRIBUTES}
+    for name in ("price_band", "age_band"):
+        bands = band_prices(scored.price) if name == "price_band" else band_ages(scored.table)
+        attributes[name] = pa.array(bands, pa.string())
+    attributes["predicted_price"] = pa.array(scored.price)
+    return RowScores(
+        task="regression",
+        ids=scored.table["listing_id"].cast(pa.string()).combine_chunks(),
+        attributes=pa.table(attributes),
+        metrics=(
+            RowMetric("absolute_relative_error", error),
+            RowMetric("within_10_percent", (error <= 0.1).astype(np.float64), "higher", (0.0, 1.0)),
+            RowMetric(
+                "interval_coverage",
+                ((scored.low <= true) & (true <= scored.high)).astype(np.float64),
+                "higher",
+                (0.0, 1.0),
+            ),
+        ),
+        answers=pa.array(scored.price),
+        truth=true,
+        references={name: np.abs(values - true) / true for name, values in _named(scored)},
+    )
 
 
 def score(model: PriceModel, table: pa.Table) -> Scored:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, Settings
+from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, RowScores, Settings
 from mlflywheel.models.vehicle_price.encoding import Encoder, Listings, Schema
 from mlflywheel.models.vehicle_price.ensemble import Trees
 from mlflywheel.models.vehicle_price.fitting import FitParams, Fitted, fit_prices
@@ -331,6 +331,12 @@ class VehiclePrice(Model):
         from mlflywheel.models.vehicle_price.evaluation import measure_prices
 
         return measure_prices(self, table, metrics, progress)
+
+    def score_rows(self, table: pa.Table, progress: ProgressCallback = ignore_progress) -> RowScores:
+        """Measure every listing that has a price by itself; see `evaluation`."""
+        from mlflywheel.models.vehicle_price.evaluation import score_rows
+
+        return score_rows(self, table)
 
     def explain(self, table: pa.Table) -> pa.Table:
         """Attribute every price to all features.
