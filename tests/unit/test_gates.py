@@ -152,7 +152,70 @@ def test_result_carries_value_and_judged_end() -> None:
     measured = Measurement("m", 0.7, low=0.4, high=0.9, count=50)
     result = judge(gate_of("metric: m, at_least: 0.5, judge: interval"), [measured]).results[0]
     assert (result.value, result.judged, result.limit, result.count) == (0.7, 0.4, 0.5, 50)
-    assert result.reason == "m 0.7 with an interval's low end 0.4 is below 0.5 on slice all"
+    assert result.reason == "m 0.7 (0.4 to 0.9) with an interval's low end 0.4 is below 0.5 on slice all"
+
+
+@pytest.mark.parametrize(
+    ("bound", "low", "high", "expected"),
+    [
+        ("at_most: 0.05", 0.051, 0.3, False),
+        ("at_most: 0.05", 0.05, 0.3, True),
+        ("at_most: 0.05", -0.1, 0.3, True),
+        ("at_least: 0.8", 0.5, 0.79, False),
+        ("at_least: 0.8", 0.5, 0.8, True),
+        ("at_least: 0.8", 0.5, 0.95, True),
+        ("at_most: 0.05", math.nan, 0.3, False),
+        ("at_most: 0.05", None, 0.3, False),
+        ("at_most: 9.0", None, None, False),
+        ("at_most: 9.0, when_missing: skip", None, None, False),
+    ],
+)
+def test_whole_interval_gate_refuses_only_what_lies_beyond_the_limit_entirely(
+    bound: str, low: float | None, high: float | None, expected: bool
+) -> None:
+    measured = Measurement("m", 0.2, low=low, high=high, count=50)
+    assert holds(f"metric: m, {bound}, judge: whole_interval", measured) == [expected]
+
+
+@pytest.mark.parametrize("judged_by", ["value", "interval", "whole_interval"])
+def test_nan_with_an_interval_never_holds(judged_by: str) -> None:
+    measured = Measurement("m", math.nan, low=0.6, high=0.7, count=50)
+    assert holds(f"metric: m, at_least: 0.5, judge: {judged_by}, when_missing: skip", measured) == [False]
+
+
+def test_whole_interval_is_compared_with_the_other_metrics_value() -> None:
+    fields = "metric: m, at_most_metric: r, margin: 0.1, judge: whole_interval"
+    for low, expected in ((0.31, False), (0.29, True)):
+        measured = Measurement("m", 0.5, low=low, high=0.6)
+        assert holds(fields, measured, Measurement("r", 0.2)) == [expected]
+
+
+def test_refusal_carries_value_interval_limit_slice_and_note_and_what_holds_does_not_carry_the_note() -> None:
+    gates = gate_of("metric: selection_rate_gap_rise, at_most: 0.05, slices: [between], judge: whole_interval")
+    note = "now highest above 25 0.7 (810 rows), lowest 25 or less 0.4 (190 rows)"
+
+    def reason(low: float) -> str:
+        rise = Measurement("selection_rate_gap_rise", 0.21, "between=age", 1000, low, 0.31, note)
+        return judge(gates, [rise]).results[0].reason
+
+    assert reason(0.11) == (
+        "selection_rate_gap_rise 0.21 (0.11 to 0.31) is above 0.05 with its whole interval on slice between=age: "
+        + note
+    )
+    assert reason(0.01) == (
+        "selection_rate_gap_rise 0.21 (0.01 to 0.31) is not above 0.05 with its whole interval on slice between=age"
+    )
+    assert reason(math.nextafter(0.05, 1)).startswith(
+        "selection_rate_gap_rise 0.21 (0.05000000000000001 to 0.31) is above 0.05 with"
+    )
+
+
+def test_value_without_an_interval_is_refused_with_its_note() -> None:
+    gates = gate_of("metric: catalogue_coverage_gap, at_most: 0.5, judge: whole_interval")
+    result = judge(gates, [Measurement("catalogue_coverage_gap", 0.1, note="highest a, lowest b")]).results[0]
+    assert result.reason == (
+        "catalogue_coverage_gap 0.1 has no interval on slice all, and the gate asks for one: highest a, lowest b"
+    )
 
 
 def test_verdict_is_strict_json() -> None:
@@ -271,11 +334,12 @@ def test_gates_of_ad_campaigns_refuse_bad_topics_and_allow_a_table_without_verti
         "out_of_vocabulary_share": 0.2,
         "no_clear_topic_share": 0.2,
         "topic_stability": 0.7,
+        "unscored_share": 0.0,
     }
     verdict = judge(gates, [Measurement(name, value) for name, value in good.items()])
     assert verdict.holds
-    # Both comparisons with a vertical or with hidden keywords, and the slices of a locale.
-    assert sum(result.holds is None for result in verdict.results) == 3
+    # Both comparisons with a vertical or with hidden keywords, the slices of a locale, and eight with older versions.
+    assert sum(result.holds is None for result in verdict.results) == 11
     for name in good:
         worse = {**good, name: 1.0 - good[name] if name.endswith("share") else 0.04}
         refused = judge(gates, [Measurement(n, v) for n, v in worse.items()]).refused

@@ -23,14 +23,24 @@ answer names the metric, the value, the threshold and the slice, so that a refus
 | `slices` | `all` (default), a column (every slice of it), or one slice, `column=value` |
 | `min_count` | rows that a slice must have to be judged; 30 by default for the slices of a column, else 0 |
 | `when_missing` | `refuse` (default) or `skip`, where there is nothing to judge |
-| `judge` | `value` (default), or `interval`: the worse end of the 95 % interval must hold |
+| `judge` | what is held against the limit: `value` (default), `interval` or `whole_interval` |
+
+`judge` says who carries the burden of proof:
+
+| `judge` | refuses if | what for |
+|---|---|---|
+| `value` | the value is beyond the limit | large samples, counts, properties of the model itself |
+| `interval` | the worse end of the 95 % interval is: the model has to show that it holds | not worse than another |
+| `whole_interval` | the better end is: harm has to be shown, so chance alone rarely refuses | small slices, gaps |
+
+Both need an interval, and refuse a value without one: neither proof can be given. NaN never holds.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mlflywheel.decisions.documents import load_yaml
 from mlflywheel.errors import GateRefusedError, UsageError
@@ -41,6 +51,7 @@ ALL = "all"
 DEFAULT_MIN_COUNT_OF_A_COLUMN = 30
 
 Relation = Literal[">=", "<="]
+Judge = Literal["value", "interval", "whole_interval"]
 
 _BOUNDS: Mapping[str, Relation] = {
     "at_least": ">=",
@@ -65,8 +76,9 @@ class Gate:
         min_count: Rows that a slice must have; None is 30 for the slices of a column and 0 otherwise.
         when_missing: What to answer where nothing can be judged.
         judge: `interval` asks that the worse end of the value's interval holds, so a value that rests on too few rows
-            does not pass by luck. The other metric of `limit_metric` is taken by its value; where both are measured on
-            the same rows, a measured difference with an interval of its own is the sharper gate.
+            does not pass by luck. `whole_interval` asks that the better end does: it refuses only what lies beyond the
+            limit with its whole interval. The other metric of `limit_metric` is taken by its value; where both are
+            measured on the same rows, a measured difference with an interval of its own is the sharper gate.
     """
 
     metric: str
@@ -77,7 +89,7 @@ class Gate:
     slices: tuple[str, ...] = (ALL,)
     min_count: int | None = None
     when_missing: Literal["skip", "refuse"] = "refuse"
-    judge: Literal["value", "interval"] = "value"
+    judge: Judge = "value"
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,9 @@ class GateResult:
         limit: The limit after the margin, None where the metric that sets it is missing.
         relation: `>=` or `<=`.
         holds: Whether `judged relation limit`; None if the gate was skipped here.
-        reason: One sentence with metric, value, threshold and slice.
-        judged: The number that was compared: the value, or the worse end of its interval.
+        reason: One sentence with metric, value, interval, threshold and slice; a refusal ends with the measurement's
+            note, which names what is behind the value.
+        judged: The number that was compared: the value, or an end of its interval.
         count: Rows behind the value.
     """
 
@@ -294,26 +307,42 @@ def _judge_slice(gate: Gate, name: str, measured: Mapping[tuple[str, str], Measu
         sign = "-" if gate.relation == ">=" else "+"
         origin = f" ({gate.limit_metric}" + (f" {sign} {gate.margin:g})" if gate.margin else ")")
     assert limit is not None  # for the type checker: a gate has a limit or a limit_metric
-    judged, text = found.value, f"{gate.metric} {{}}"
-    if gate.judge == "interval":
-        end, worse = ("low", found.low) if gate.relation == ">=" else ("high", found.high)
-        if worse is None:
-            # Not "missing": a value without evidence is what this gate was written against.
+    judged = found.value
+    if gate.judge != "value":
+        # The end that is judged is the worse one, or the better one if the whole interval has to lie beyond the limit.
+        lower = (gate.relation == ">=") == (gate.judge == "interval")
+        end = found.low if lower else found.high
+        if end is None:
+            # Not "missing": a value without evidence is what these gates were written against.
             reason = f"{gate.metric} {_number(found.value)} has no interval on slice {name}, and the gate asks for one"
+            reason += f": {found.note}" if found.note else ""
             return GateResult(gate.metric, name, found.value, limit, gate.relation, False, reason, None, found.count)
-        judged, text = worse, f"{gate.metric} {_number(found.value)} with an interval's {end} end {{}}"
-    holds = judged >= limit if gate.relation == ">=" else judged <= limit
-    shown, threshold = _number(judged), _number(limit)
-    if shown == threshold and judged != limit:
-        shown, threshold = repr(float(judged)), repr(float(limit))
+        judged = found.value if math.isnan(found.value) else end
+    holds = bool(judged >= limit if gate.relation == ">=" else judged <= limit)
+    reason = f"{_compare(gate, found, judged, limit, holds)}{origin} on slice {name}"
+    if not holds and found.note:
+        reason += f": {found.note}"
+    return GateResult(gate.metric, name, found.value, limit, gate.relation, holds, reason, judged, found.count)
+
+
+def _compare(gate: Gate, found: Measurement, judged: float, limit: float, holds: bool) -> str:
+    """Say how a value lies to its limit, with all digits where fewer would make them look equal."""
+    assert found.value is not None  # for the type checker: a missing value is answered before
+    write = repr if _number(judged) == _number(limit) and judged != limit else _number
+    value = write(float(found.value)) if gate.judge == "value" else _number(found.value)
+    text = f"{gate.metric} {value}"
+    if found.low is not None and found.high is not None:
+        text += f" ({write(float(found.low))} to {write(float(found.high))})"
+    threshold = write(float(limit))
     if math.isnan(judged) or math.isnan(limit):
-        verb = "cannot be compared with"
-    elif gate.relation == ">=":
-        verb = "reaches" if holds else "is below"
-    else:
-        verb = "is within" if holds else "is above"
-    reason = f"{text.format(shown)} {verb} {threshold}{origin} on slice {name}"
-    return GateResult(gate.metric, name, found.value, limit, gate.relation, bool(holds), reason, judged, found.count)
+        return f"{text} cannot be compared with {threshold}"
+    beyond = "below" if gate.relation == ">=" else "above"
+    if gate.judge == "whole_interval":
+        return f"{text} is {'not ' if holds else ''}{beyond} {threshold} with its whole interval"
+    if gate.judge == "interval":
+        text += f" with an interval's {'low' if gate.relation == '>=' else 'high'} end {write(float(judged))}"
+    kept = "reaches" if gate.relation == ">=" else "is within"
+    return f"{text} {kept if holds else f'is {beyond}'} {threshold}"
 
 
 def _miss(gate: Gate, name: str, found: Measurement | None, seen: str) -> GateResult:
@@ -376,7 +405,7 @@ def _read_gate(entry: Any, where: str) -> Gate:
         slices=_read_slices(entry, where),
         min_count=_read_count(entry, where),
         when_missing="skip" if _read_choice(entry, "when_missing", ("refuse", "skip"), where) == "skip" else "refuse",
-        judge="interval" if _read_choice(entry, "judge", ("value", "interval"), where) == "interval" else "value",
+        judge=_read_judge(entry, where),
     )
 
 
@@ -428,6 +457,11 @@ def _read_choice(entry: Mapping[str, Any], field: str, choices: tuple[str, ...],
     if value not in choices:
         raise UsageError(f"{where}, {field}", _show(entry, field), f"{' or '.join(choices)} is needed", "choose one")
     return str(value)
+
+
+def _read_judge(entry: Mapping[str, Any], where: str) -> Judge:
+    choice = _read_choice(entry, "judge", get_args(Judge), where)
+    return next(known for known in get_args(Judge) if known == choice)
 
 
 def _refuse_unknown(mapping: Mapping[Any, Any], known: Sequence[str], where: str) -> None:

@@ -22,10 +22,12 @@ class Grouping(Settings):
         name: The column.
         bands: Upper ends of bands of a number column, both the last of one band and below the first of the next:
             `[25]` makes `25 or less` and `above 25`. Without bands every value is a group.
+        optional: Whether rows that lack the column are not grouped by it; otherwise that is an error.
     """
 
     name: str = Field(min_length=1)
     bands: tuple[float, ...] = ()
+    optional: bool = False
 
     @field_validator("bands")
     @classmethod

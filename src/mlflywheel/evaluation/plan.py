@@ -8,6 +8,7 @@
       groups:
         - age: [25]          # "25 or less" and "above 25"
         - sex
+        - {name: region, optional: true}    # not every table has it
       minimum_count: 50
     champion:
       states: [live, approved]
@@ -15,7 +16,7 @@
 Every field has a default. What is measured decides nothing by itself: gates do (`mlflywheel.decisions.gates`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -139,6 +140,25 @@ class EvaluationPlan(Settings):
     champion: ChampionPlan = ChampionPlan()
     explanations: ExplanationPlan = ExplanationPlan()
     seed: int = 0
+
+    def fit_to(self, columns: Collection[str]) -> "EvaluationPlan":
+        r"""Return the plan without the optional groupings whose column is not there.
+
+        >>> plan = read_plan("schema: 1\nfairness: {groups: [sex, {name: region, optional: true}]}")
+        >>> [group.name for group in plan.fit_to(["age"]).fairness.groups]
+        ['sex']
+        """
+
+        def present(groupings: tuple[Grouping, ...]) -> tuple[Grouping, ...]:
+            return tuple(one for one in groupings if one.name in columns or not one.optional)
+
+        return self.model_copy(
+            update={
+                "slices": self.slices.model_copy(update={"columns": present(self.slices.columns)}),
+                "fairness": self.fairness.model_copy(update={"groups": present(self.fairness.groups)}),
+                "champion": self.champion.model_copy(update={"slices": present(self.champion.slices)}),
+            }
+        )
 
 
 def read_plan(text_yaml: str, where: str = "evaluation.yaml") -> EvaluationPlan:

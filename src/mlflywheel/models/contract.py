@@ -70,6 +70,8 @@ class Measurement:
         low: Lower end of the 95 % interval, None where there is none.
         high: Upper end of the same.
         note: Why a value is None, or how to read it.
+        about: What was looked at: the `model` by its own metrics, its `slices`, `groups`, the `champion`, the `trend`
+            over versions, `explanations`, or the `contract` with callers.
     """
 
     metric: str
@@ -79,6 +81,7 @@ class Measurement:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    about: Literal["model", "slices", "groups", "champion", "trend", "explanations", "contract"] = "model"
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,9 @@ class Evaluation:
     sections: tuple[Section, ...] = ()
 
     def metrics(self) -> dict[str, float]:
-        """Return the overall values that are defined, by name."""
-        return {m.metric: m.value for m in self.measurements if m.slice == "all" and m.value is not None}
+        """Return the model's own overall values that are defined, by name."""
+        own = (m for m in self.measurements if m.slice == "all" and m.about == "model")
+        return {m.metric: m.value for m in own if m.value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as `evaluation.json` holds them."""

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from mlflywheel import __version__
 from mlflywheel.models.contract import Evaluation, Measurement
+from mlflywheel.reports.brief import draw_brief, list_lines
 from mlflywheel.reports.formats import (
     NOTHING,
     flatten,
@@ -91,6 +92,7 @@ def render_report(report: Report) -> str:
     """
     summary = report.summary
     parts = [
+        _draw_in_brief(report),
         _draw_metrics(report),
         _draw_gates(summary),
         *_draw_sections(report.evaluation),
@@ -326,9 +328,19 @@ def _gate_numbers(gate: Mapping[str, Any]) -> tuple[str, str]:
     return format_number(value), format_number(limit)
 
 
+def _draw_in_brief(report: Report) -> _Part | None:
+    evaluation = report.evaluation
+    if evaluation is None or all(found.about == "model" for found in evaluation.measurements):
+        return None
+    champion = report.summary.get("champion")
+    lines = list_lines(evaluation, report.summary.get("gates") or (), None if champion is None else str(champion))
+    text = "What was measured, for whoever answers for this model. Intervals stand in brackets; more stands below."
+    return _Part("brief", "In brief", draw_brief(lines), text)
+
+
 def _overall(report: Report) -> dict[str, Measurement]:
     if report.evaluation is not None:
-        return {m.metric: m for m in report.evaluation.measurements if m.slice == "all"}
+        return {m.metric: m for m in report.evaluation.measurements if m.slice == "all" and m.about == "model"}
     metrics = report.summary.get("metrics") or {}
     return {str(name): Measurement(str(name), value if is_number(value) else None) for name, value in metrics.items()}
 
@@ -451,14 +463,17 @@ def _draw_gates(summary: Mapping[str, Any]) -> _Part | None:
         Heading("Decision"),
     ]  # fmt: skip
     refused = sum(gate.get("holds") is False for gate in gates)
-    words = f"{refused} of {plural(len(gates), 'gate')} refused." if refused else f"{_all_of(len(gates), 'gate')}."
+    skipped = sum(gate.get("holds") is None for gate in gates)
+    words = f"{refused} of {plural(len(gates), 'gate')} refused." if refused else f"{_all_of(len(gates) - skipped)}."
+    if skipped:
+        words += f" {plural(skipped, 'gate')} had nothing to judge."
     classes = ["bad" if gate.get("holds") is False else None for gate in gates]
     body = table("Gates", headings, rows, row_classes=classes, noun="gate", class_="gates")
     return _Part("gates", "Gates", body, f"{words} The tick is the limit, the dot the value.")
 
 
-def _all_of(count: int, noun: str) -> str:
-    return f"The one {noun} holds" if count == 1 else f"All {count} {noun}s hold"
+def _all_of(count: int) -> str:
+    return {0: "No gate was judged", 1: "The one gate holds"}.get(count, f"All {count} gates hold")
 
 
 def _draw_margin(gate: Mapping[str, Any]) -> Html:
@@ -482,9 +497,13 @@ def _draw_sections(evaluation: Evaluation | None) -> list[_Part]:
 def _draw_slices(evaluation: Evaluation | None) -> _Part | None:
     if evaluation is None or not evaluation.measurements:
         return None
-    overall = {m.metric: m for m in evaluation.measurements if m.slice == "all"}
+    # What else was looked at has its own sections; its measurements follow below, all of them.
+    own = [
+        m for m in evaluation.measurements if m.about == "model" or (m.about == "slices" and "slice_" not in m.metric)
+    ]
+    overall = {m.metric: m for m in own if m.slice == "all"}
     columns: dict[str, dict[str, dict[str, Measurement]]] = {}
-    for found in evaluation.measurements:
+    for found in own:
         if found.slice != "all":
             column, _, value = found.slice.partition("=")
             columns.setdefault(column, {}).setdefault(value, {})[found.metric] = found
@@ -492,10 +511,39 @@ def _draw_slices(evaluation: Evaluation | None) -> _Part | None:
     for column, values in columns.items():
         blocks.append(tag("h3", f"By {humanize(column).lower()}"))
         blocks.append(_draw_column(column, values, overall))
+    blocks += _draw_others([found for found in evaluation.measurements if not _is_own(found)])
     text = "Dots are values, lines their 95 % intervals."
     if columns:
         text += " The tick is the value over all rows."
     return _Part("slices", "Metrics by slice" if columns else "All metrics", join(blocks), text)
+
+
+def _is_own(found: Measurement) -> bool:
+    """Return whether it is a metric of the model, over all rows or on a declared slice."""
+    declared = found.about == "slices" and found.slice != "all" and not found.metric.startswith("slice_effect_")
+    return found.about == "model" or declared
+
+
+def _draw_others(measurements: Sequence[Measurement]) -> list[Html]:
+    """List what was measured beside the model's own metrics."""
+    if not measurements:
+        return []
+    rows = [
+        [
+            Cell(join(code_name(m.metric), tag("small", m.note, class_="note") if m.note else None), m.metric),
+            text_cell(m.slice),
+            number_cell(m.value),
+            text_cell(interval_text(m.value, m.low, m.high)),
+            number_cell(m.count or None),
+        ]
+        for m in measurements
+    ]
+    headings = [
+        Heading("Metric"), Heading("Slice"), Heading("Value", "end"), Heading("Interval", "end"),
+        Heading("Rows", "end"),
+    ]  # fmt: skip
+    listed = table("What else was measured", headings, rows, noun="measurement", collapse=True)
+    return [tag("h3", "Slices, groups, champion, explanations"), listed]
 
 
 def _draw_overall(measurements: Sequence[Measurement]) -> Html:

@@ -1,0 +1,1 @@
+"""How often the decisions about a model err, on simulated and on real data."""
