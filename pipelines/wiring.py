@@ -32,7 +32,8 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
     Args:
         name: Its name; also the default name to register the model under, and of the service to deploy it to.
         model: Model class, by entry point name or as module:Class.
-        folder: Holds the defaults: `expectations.json`, `experiment.yaml`, `gates.yaml` and `rollout.yaml`.
+        folder: Holds the defaults: `expectations.json`, `experiment.yaml`, `evaluation.yaml`, `gates.yaml` and
+            `rollout.yaml`.
         display_name: For people.
         description: One sentence.
 
@@ -59,9 +60,12 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
         tune_secret: str = "",
         validation_fraction: float = 0.25,
         confirmations: int = 5,
+        plan: str = read_configuration(folder / "evaluation.yaml"),
         gates: str = read_configuration(folder / "gates.yaml"),
         model_name: str = name,
         registry: str = "http://model-registry-service.kubeflow.svc.cluster.local:8080",
+        approve: bool = False,
+        trigger: str = "",
         deploy: bool = False,
         service: str = name,
         namespace: str = "",
@@ -69,6 +73,7 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
         prometheus: str = "",
         preset: str = "",
         on_rollback: str = "fail",
+        pipeline_spec: str = "",
     ) -> None:
         """From a table to a registered model and its scores.
 
@@ -88,9 +93,12 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
             tune_secret: Secret with the object store's keys, for trial pods: NAME, or NAME:ACCESS_KEY:SECRET_KEY.
             validation_fraction: Share of the training rows that trials are judged on.
             confirmations: Splits of other rows on which the best trial must be better once more; 0 for none.
+            plan: What to measure beside the model's own metrics, as YAML.
             gates: The thresholds, as YAML.
             model_name: Name to register the model under.
             registry: URL of a Kubeflow Model Registry, or path of an embedded one.
+            approve: Whether to approve the registered version where every gate held.
+            trigger: What starts the run: manual, scheduled or ci. A recurring run has to say so; found out if empty.
             deploy: Whether to roll the registered version out as a canary.
             service: InferenceService to roll it out on, which serves a version already.
             namespace: Namespace of the service; the pod's or the kubeconfig's own if empty.
@@ -98,6 +106,7 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
             prometheus: Address of the Prometheus that counts the service's requests.
             preset: Whose metrics it has, such as mlflywheel or kserve; by the service's mode if empty.
             on_rollback: What a rollback does to the run: fail, or report.
+            pipeline_spec: Hash of this compiled pipeline, which compiling writes here. Leave it as it is.
         """
         ingested = ingest_data(data=data, columns=columns, model=model)
         # The bytes behind a URI can change without the URI; KFP's cache would not notice.
@@ -128,7 +137,21 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
         best = tuned.outputs["Output"]
         trained = train_model(train=split.outputs["train"], params=best, model=model)
         trained.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
-        evaluated = evaluate_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"], gates=gates)
+        evaluated = evaluate_model(
+            fitted=trained.outputs["fitted"],
+            holdout=split.outputs["holdout"],
+            gates=gates,
+            plan=plan,
+            registry=registry,
+            model_name=model_name,
+            prepare=prepare,
+            split_method=split_method,
+            split_column=split_column,
+            split_seed=split_seed,
+            holdout_fraction=holdout_fraction,
+        )
+        # Another version may have gone into use since, and be what this one is compared with.
+        evaluated.set_caching_options(False)
         evaluated.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
         with dsl.If(evaluated.outputs["Output"] == "held", name="gates-held"):
             extension = extend_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"])
@@ -136,19 +159,33 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
             registered = register_model(
                 extended=extended,
                 evaluation=evaluated.outputs["evaluation"],
+                verdict=evaluated.outputs["verdict"],
+                validation=validated.outputs["results"],
+                environment=trained.outputs["environment"],
+                search=tuned.outputs["search"],
                 name=model_name,
                 registry=registry,
                 run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                 data=data,
                 data_version=ingested.outputs["Output"],
-                params=best,
+                columns=columns,
                 prepare=prepare,
+                expectations=expectations,
+                split_method=split_method,
+                split_column=split_column,
+                split_seed=split_seed,
+                holdout_fraction=holdout_fraction,
+                params=best,
+                pipeline=name,
+                pipeline_spec=pipeline_spec,
+                trigger=trigger,
+                approve=approve,
             )
             registered.set_caching_options(False).set_retry(3, backoff_duration="10s")
-            scored = score_table(extended=extended, table=table, model_version=registered.output)
+            scored = score_table(extended=extended, table=table, model_version=registered.outputs["Output"])
             scored.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
             deployed = deploy_model(
-                model_version=registered.output,
+                model_version=registered.outputs["Output"],
                 registry=registry,
                 service=service,
                 enabled=deploy,

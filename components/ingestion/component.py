@@ -25,7 +25,8 @@ def ingest_data(rows: dsl.Output[dsl.Dataset], data: str, model: str, columns: s
     from mlflywheel.models.contract import load_model_class
 
     with step("ingestion") as running:
-        ingested = ingest(data, load_model_class(model).columns, read_mapping(columns), running)
+        reader = load_model_class(model)
+        ingested = ingest(data, reader.columns, read_mapping(columns), running, other_columns=reader.other_columns)
         write_ingested(ingested, Path(rows.path))
         version = ingested.version
         rows.metadata.update(version=version.hash, rows=version.rows, source=version.source)

@@ -10,24 +10,29 @@ def train_model(
     train: dsl.Input[dsl.Dataset],
     fitted: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    environment: dsl.Output[dsl.Artifact],
     model: str,
     params: str = "{}",
 ):
-    """Fit the model on the training part.
+    """Fit the model on the training part, and record what it was trained in.
 
     Args:
         train: Prepared training rows, Parquet.
         fitted: The model as a folder of data files with a checksum manifest.
         metrics: Sizes and settings of the fitted model.
+        environment: Code, packages, threads, hardware and image that it was fitted with, as JSON.
         model: Model class, by entry point name or as module:Class.
         params: JSON object of the model's parameters.
     """
+    import json
     from pathlib import Path
 
     import pyarrow.parquet as pq
 
+    from mlflywheel.cluster.surroundings import describe_surroundings
     from mlflywheel.events import step
     from mlflywheel.models.contract import load_model_class
+    from mlflywheel.reproducibility import describe_environment
 
     with step("training") as running:
         model_class = load_model_class(model)
@@ -37,6 +42,9 @@ def train_model(
         fitted.metadata["hash"] = learned.save(Path(fitted.path))
         for name, value in learned.describe().items():
             metrics.log_metric(name, value)
+        # After the fit: by now the libraries that it used are loaded, and their threads can be counted.
+        surroundings = describe_environment(cluster=describe_surroundings())
+        Path(environment.path).write_text(json.dumps(surroundings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         running.record(parameters=settings.model_dump(mode="json"))
 
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mlflywheel import __version__
-from mlflywheel.cli_rollout import rollout_app
 from mlflywheel.client import Client
+from mlflywheel.commands.explain import explain
+from mlflywheel.commands.models import models_app
+from mlflywheel.commands.rebuild import rebuild
+from mlflywheel.commands.rollout import rollout_app
+from mlflywheel.commands.testscore import compute_testscore
 from mlflywheel.console import (
     ProgressView,
     RequestView,
@@ -53,9 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a table to a registered, served and monitored model, on a laptop and on Kubeflow.",
     epilog="Exit codes: 0 done; 1 failed or unreadable data; 2 wrong usage; 3 a gate said no; 130 interrupted.",
-)
-models_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at registered models, and export them."
 )
 app.add_typer(models_app, name="models")
 app.add_typer(rollout_app, name="rollout")
@@ -398,97 +398,6 @@ def serve(
         raise typer.Exit(code)
 
 
-@models_app.command("list")
-def list_models(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson = False) -> None:
-    """List registered models and their versions.
-
-    \b
-    mlflywheel models list
-    mlflywheel models list --json
-    """
-    found = Client(runs, registry).models()
-    if as_json:
-        print(json.dumps([version.to_dict() for _, versions in found for version in versions], default=str))
-        return
-    if not found:
-        print("no model is registered; run a pipeline: mlflywheel run ad-campaigns")
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "state", "registered", "format", "hash"):
-        table.add_column(name, no_wrap=True)
-    for _, versions in found:
-        for version in versions:
-            created = f"{version.created_at:%Y-%m-%d %H:%M}"
-            table.add_row(version.reference, str(version.state), created, version.format_name, version.hash[:19])
-    # A pipe has no width; cutting names there would lose them.
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
-
-
-@models_app.command("show")
-def show_model(
-    model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the newest.")],
-    runs: Runs = DEFAULT_RUNS,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a version: state, metrics, parameters, and what it was made from.
-
-    \b
-    mlflywheel models show ad-campaigns@1
-    """
-    client = Client(runs, registry)
-    version = client.model(model)
-    history = client.registry.history(version.name, version.version)
-    values = version.to_dict()
-    if as_json:
-        print(json.dumps({**values, "history": [transition.to_dict() for transition in history]}, default=str))
-        return
-    console = Console()
-    console.print(Text(version.reference, "bold") + Text(f"  {version.state}"))
-    for title, entries in (
-        ("", {"uri": version.uri, "hash": version.hash, "registered": f"{version.created_at:%Y-%m-%d %H:%M} UTC"}),
-        ("Metrics", {name: f"{value:.6g}" for name, value in sorted(version.metrics.items())}),
-        ("Parameters", {name: str(value) for name, value in sorted(version.parameters.items())}),
-        ("Made from", dict(sorted(version.lineage.items()))),
-    ):
-        if not entries:
-            continue
-        if title:
-            console.print(f"\n{title}", style="bold")
-        for name, value in entries.items():
-            console.print(Text(f"  {name:<40} {value}"), soft_wrap=True)
-
-
-@models_app.command("export")
-def export_model(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or a model folder.")],
-    triton: Annotated[Path, typer.Option("--triton", help="Model repository of a Triton server; made if missing.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="Its name there; the registered one if left out.", show_default=False)
-    ] = None,
-    version: Annotated[
-        int | None, typer.Option("--version", min=1, help="Its number there; the registered one.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where Triton computes: cpu or cuda.")] = "cpu",
-    runs: Runs = DEFAULT_RUNS,
-    registry: Registry = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a model's ONNX graph for a stock server, which then answers without this library.
-
-    \b
-    mlflywheel models export vehicle-prices@1 --triton repository/
-    mlflywheel models export model-folder/ --triton repository/ --name prices --version 2 --device cuda
-    """
-    if device not in ("cpu", "cuda"):
-        raise UsageError("--device", device, "cpu or cuda is needed", "choose one of these")
-    written = Client(runs, registry).export(
-        model, triton, name=name, version=version, device="cuda" if device == "cuda" else "cpu"
-    )
-    print(json.dumps({"path": str(written)}) if as_json else written)
-
-
 @app.command()
 def lint(
     paths: Annotated[
@@ -553,6 +462,11 @@ def doctor(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: AsJson
                 console.print(Text(f"  Fix: {finding.fix}"), soft_wrap=True)
     if problems:
         raise typer.Exit(1)
+
+
+app.command()(explain)
+app.command()(rebuild)
+app.command("testscore")(compute_testscore)
 
 
 def _read_maps(maps: list[str] | None) -> dict[str, str]:

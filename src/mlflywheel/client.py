@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflywheel.cluster.connection import open_registry
-from mlflywheel.errors import DataError, MissingExtraError, MlflywheelError, UsageError, error_from_dict
+from mlflywheel.errors import (
+    DataError,
+    MissingExtraError,
+    MlflywheelError,
+    RegistryError,
+    UsageError,
+    error_from_dict,
+)
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline, find_pipeline
-from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, parse_reference
+from mlflywheel.registry import ModelRegistry, ModelVersion, RegisteredModel, State, parse_reference
+from mlflywheel.registry.records import TRANSITIONS
+from mlflywheel.reproducibility import declare_hash
 from mlflywheel.runs.folder import DEFAULT_RUNS, new_run_id
 from mlflywheel.runs.runner import EventCallback, read_name, read_parameters, run_pipeline
 from mlflywheel.runs.search import (
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from mlflywheel.models.contract import Model
     from mlflywheel.rollouts.interfaces import Candidate
     from mlflywheel.rollouts.rehearsal import Rehearsal
+    from mlflywheel.runs.rebuild import Rebuild
     from mlflywheel.tuning.experiment import Experiment
 
 DEFAULT_EXECUTION = Execution()
@@ -117,7 +127,7 @@ class Client:
             when absent, and without that `registry.sqlite` in the folder of runs.
 
     >>> [pipeline.name for pipeline in Client().pipelines()]
-    ['ad-campaigns', 'vehicle-prices']
+    ['ad-campaigns', 'vehicle-prices', 'credit-decisions']
     """
 
     def __init__(self, runs: str | Path = DEFAULT_RUNS, registry: str | Path | None = None) -> None:
@@ -337,7 +347,13 @@ class Client:
 
         with self._load(str(model), progress) as (loaded, reference, trained_with):
             settings = type(loaded).Config.parse({**trained_with, **(prepare or {})}, "preparation settings")
-            ingested = ingest(_absolute(data), type(loaded).columns, dict(columns or {}), progress)
+            ingested = ingest(
+                _absolute(data),
+                type(loaded).columns,
+                dict(columns or {}),
+                progress,
+                other_columns=type(loaded).other_columns,
+            )
             scores = score(loaded, type(loaded).prepare(ingested.table, settings, progress), reference, progress)
         if output is not None:
             try:
@@ -433,6 +449,130 @@ class Client:
         name, version = parse_reference(reference)
         return self.registry.get(name, version)
 
+    def approve(self, reference: str, reason: str, *, by: str | None = None) -> ModelVersion:
+        """Approve a candidate: it may be rolled out from now on.
+
+        Args:
+            reference: `NAME@VERSION`; a name alone is refused, because the newest version may change meanwhile.
+            reason: Why, in your words; it is needed.
+            by: Who approves; this user and host if left out.
+
+        Returns:
+            The version; one that was approved already stays as it is.
+
+        Raises:
+            UsageError: No version, or no reason.
+            RegistryError: There is no such version, or it is no candidate; the message lists the legal steps.
+        """
+        if not reason.strip():
+            raise UsageError(
+                "--reason", "nothing", "an approval needs a reason", 'add --reason "..." with what it rests on'
+            )
+        return self._decide(reference, State.CANDIDATE, State.APPROVED, reason, by)
+
+    def withdraw(self, reference: str, reason: str = "", *, by: str | None = None) -> ModelVersion:
+        """Take an approval back: the version is a candidate again, and may not be rolled out.
+
+        Args:
+            reference: `NAME@VERSION`.
+            reason: Why.
+            by: Who withdraws it; this user and host if left out.
+
+        Raises:
+            RegistryError: There is no such version, or it is not approved.
+        """
+        return self._decide(reference, State.APPROVED, State.CANDIDATE, reason, by)
+
+    def archive(self, reference: str, reason: str = "", *, by: str | None = None) -> ModelVersion:
+        """Put a version away: it may not be rolled out, and is no champion; its files stay.
+
+        Args:
+            reference: `NAME@VERSION`.
+            reason: Why.
+            by: Who archives it; this user and host if left out.
+
+        Raises:
+            RegistryError: There is no such version.
+        """
+        return self._decide(reference, None, State.ARCHIVED, reason, by)
+
+    def restore(self, reference: str, reason: str = "", *, by: str | None = None) -> ModelVersion:
+        """Take an archived version back as a candidate, to be approved again.
+
+        Args:
+            reference: `NAME@VERSION`.
+            reason: Why.
+            by: Who restores it; this user and host if left out.
+
+        Raises:
+            RegistryError: There is no such version, or it is not archived.
+        """
+        return self._decide(reference, State.ARCHIVED, State.CANDIDATE, reason, by)
+
+    def _decide(self, reference: str, start: State | None, end: State, reason: str, by: str | None) -> ModelVersion:
+        """Take a version from one state, or any if None, to another; one that is there already stays as it is."""
+        from mlflywheel.registry.identity import name_this_user
+
+        name, number = parse_reference(reference)
+        if number is None:
+            raise UsageError(
+                f"model version {reference}", "no version", "a decision is about one version", f"write {name}@VERSION"
+            )
+        registry = self.registry
+        version = registry.get(name, number)
+        if version.state == end:
+            return version
+        if start is not None and version.state != start:
+            legal = ", ".join(sorted(TRANSITIONS[version.state]))
+            raise RegistryError(
+                f"{registry.address}, {version.reference}",
+                f"it is {version.state}",
+                f"only what is {start} becomes {end} by this; from {version.state} there is {legal}",
+                f"look at `mlflywheel models show {version.reference}` for who decided what",
+            )
+        return registry.set_state(name, number, end, by=by or name_this_user(), reason=reason.strip())
+
+    def card(
+        self,
+        reference: str,
+        output: str | Path | None = None,
+        *,
+        testscore: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return a version's model card, and write it if asked.
+
+        Args:
+            reference: `NAME@VERSION`, or `NAME` for the newest.
+            output: Where to write it: `.html` for a page, anything else Markdown.
+            testscore: Its ML Test Score, as `mlflywheel testscore --json` prints it; without it the card says that it
+                is missing.
+
+        Returns:
+            The card: a page if `output` ends in `.html`, else Markdown.
+
+        Raises:
+            RegistryError: There is no such version, or its dossier is not what was registered.
+            DataError: The dossier is gone, or the card cannot be written.
+        """
+        from mlflywheel.registry.dossier import read_dossier
+        from mlflywheel.reports.card import render_card, render_card_html
+
+        version = self.model(reference)
+        history = self.registry.history(version.name, version.version)
+        is_page = output is not None and Path(output).suffix.lower() in (".html", ".htm")
+        card = (render_card_html if is_page else render_card)(version, read_dossier(version), history, testscore)
+        if output is not None:
+            try:
+                Path(output).write_text(card, encoding="utf-8")
+            except OSError as error:
+                raise DataError(
+                    str(output),
+                    f"{error.strerror or error}",
+                    "a file that can be written is needed",
+                    "choose another --output",
+                ) from None
+        return card
+
     def export(
         self,
         model: str | Path,
@@ -509,6 +649,7 @@ class Client:
         name: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         service: "ServiceRollout | None" = None,
+        policy: "Policy | None" = None,
     ) -> "Candidate":
         """Return a registered version as what a rollout takes.
 
@@ -517,14 +658,19 @@ class Client:
             name: Short name in the service; `v` and the version's number if left out.
             overrides: Fields of the predictor to change with it.
             service: The rollout that it is for: arguments that name the version in use are changed with it.
+            policy: The rollout's; without it, or by default, the version has to be approved.
 
         Raises:
             RegistryError: There is no such version.
             UsageError: It lies where a cluster cannot read it.
+            GateRefusedError: It is archived, or not approved, and the policy asks for that.
         """
-        from mlflywheel.cluster.deployment import make_candidate
+        from mlflywheel.cluster.deployment import check_approval, make_candidate
+        from mlflywheel.decisions.canary.policy import Policy
 
-        made = make_candidate(self.model(reference), name, overrides)
+        version = self.model(reference)
+        made = make_candidate(version, name, overrides)
+        check_approval(version, policy or Policy())
         return made if service is None else service.adapt(made)
 
     def rehearse(
@@ -576,6 +722,49 @@ class Client:
                 **options,
             )
 
+    def rebuild(
+        self,
+        reference: str,
+        *,
+        data: str | Path | None = None,
+        compiled: str | Path | None = None,
+        tolerance: float = 0.01,
+        progress: ProgressCallback = ignore_progress,
+        on_event: EventCallback = lambda event: None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> "Rebuild":
+        """Train a registered version again from its dossier, and compare hash and metrics.
+
+        Args:
+            reference: `NAME@VERSION`, or `NAME` for the newest.
+            data: Another place of the same data; where it was if left out.
+            compiled: Compiled YAML of a pipeline that is not one of `pipelines()`.
+            tolerance: Share by which a metric may differ where the hash need not repeat.
+            progress: Called while the data is looked at.
+            on_event: Called with every event of the run, and with one `checked` before it, which holds `differences`.
+            on_output: Called with every line that kfp prints.
+
+        Returns:
+            What came out: its `outcome` is `same`, `equivalent` or `different`; `raise_for_status` raises the last.
+
+        Raises:
+            RegistryError: There is no such version, or it has no dossier.
+            DataError: The data is gone, or of another version.
+            UsageError: The compiled pipeline is not known, or another one.
+        """
+        from mlflywheel.runs.rebuild import rebuild
+
+        return rebuild(
+            self.model(reference),
+            self.runs,
+            data=None if data is None else _absolute(data),
+            compiled=None if compiled is None else Path(compiled),
+            tolerance=tolerance,
+            progress=progress,
+            on_event=on_event,
+            on_output=on_output,
+        )
+
     def compile(self, pipeline: str | None = None, *, check: bool = False) -> list[Path]:
         """Compile pipelines into the YAML beside them, or only compare.
 
@@ -598,7 +787,9 @@ def _check_settings(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
     from mlflywheel.data.ingestion import check_mapping
     from mlflywheel.data.validation import read_suite
     from mlflywheel.decisions.gates import read_gates
+    from mlflywheel.evaluation.plan import read_plan
     from mlflywheel.models.contract import load_model_class
+    from mlflywheel.reproducibility import find_trigger
 
     model = load_model_class(pipeline.model)
     model.Params.parse(values.get("params"), "model parameters")
@@ -606,6 +797,9 @@ def _check_settings(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
     check_mapping(json.loads(values.get("columns") or "{}"), model.columns)
     if "gates" in values:
         read_gates(values["gates"], "gates")
+    if "plan" in values:
+        read_plan(values["plan"], "plan")
+    find_trigger(str(values.get("trigger") or ""))
     if "experiment" in values:
         read_any_experiment(values["experiment"])
     if "expectations" in values:
@@ -621,7 +815,7 @@ def _compile(pipeline: Pipeline, check: bool) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline.function(), str(fresh))
-        text = fresh.read_bytes()
+        text = declare_hash(fresh.read_text(encoding="utf-8"), str(pipeline.compiled)).encode()
     if pipeline.compiled.exists() and pipeline.compiled.read_bytes() == text:
         return False
     if not check:

@@ -23,7 +23,7 @@ from mlflywheel.cluster.rollouts import open_rollout
 from mlflywheel.components import deploy_model
 from mlflywheel.errors import RolloutError, error_from_dict
 from mlflywheel.events import EVENTS_VARIABLE
-from mlflywheel.registry import EmbeddedRegistry
+from mlflywheel.registry import EmbeddedRegistry, State
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests" / "rollouts"
 ACCOUNT = "default-editor"
@@ -74,6 +74,8 @@ class World:
                 "ads", f"{BUCKET}/{number}", key=f"run-{number}", format_name="ad-topics", format_version="1",
                 hash=f"sha256:{'0' * 64}",
             )  # fmt: skip
+            registry.set_state("ads", str(number), State.APPROVED, by="ann", reason="reviewed")
+        registry.set_state("ads", "1", State.LIVE, by="ann", reason="the first one")
 
     def create(self) -> None:
         # KServe's webhook adds the empty name, and its definition wants that in a canary.
@@ -88,6 +90,9 @@ class World:
         }
         self._resources.create_namespaced_custom_object(*self._place, body)
         wait_until(self._is_ready, 30, "the service is ready")
+
+    def states(self) -> dict[str, str]:
+        return {one.version: str(one.state) for one in EmbeddedRegistry(self.registry).list_versions("ads")}
 
     def model(self) -> dict[str, Any]:
         found = self._resources.get_namespaced_custom_object(*self._place, "ads")
@@ -146,9 +151,8 @@ class World:
             reference,
             str(self.registry),
             service,
-            policy=POLICY,
             source=describe_source(evidence=str(self.evidence)),
-            **{"pause": self.wait, "timeout_seconds": 60, **options},
+            **{"policy": POLICY, "pause": self.wait, "timeout_seconds": 60, **options},
         )
 
     def _is_ready(self) -> bool:
@@ -225,6 +229,8 @@ def test_a_good_version_is_promoted_with_a_pipelines_rights_and_told_again(world
     assert deployed.verdict == "promoted"
     assert (world.model()["storageUri"], world.model()["args"]) == (f"{BUCKET}/2", ["--model_version=2"])
     assert deployed.metrics()["judged_requests"] >= 50
+    assert deployed.facts()["registry"] == ["ads@2 is live", "ads@1 is approved"]
+    assert world.states() == {"1": "approved", "2": "live", "3": "approved"}
     # A step that is repeated, in a process of its own.
     verdict, facts, error = run_component(world)
     assert (verdict, error) == ("promoted", {})
@@ -241,6 +247,8 @@ def test_a_bad_version_is_rolled_back_and_its_step_fails_with_3(world: World) ->
     assert deployed.verdict == "rolled back"
     assert world.model()["storageUri"] == f"{BUCKET}/1"
     assert world.is_as_before()
+    assert world.states() == {"1": "live", "2": "candidate", "3": "approved"}
+    # Its approval is gone, and a step that is repeated is told of its rollout all the same.
     verdict, facts, described = run_component(world)
     error = error_from_dict(described)
     assert (verdict, type(error).__name__, error.exit_code) == ("", "GateRefusedError", 3)
@@ -249,6 +257,19 @@ def test_a_bad_version_is_rolled_back_and_its_step_fails_with_3(world: World) ->
     written = json.loads(Path(facts["artifacts"]["rollout"]).read_text("utf-8"))
     assert written["record"]["verdict"]["action"] == "rollback"
     assert "What the judge found" in Path(facts["artifacts"]["rollout"]).with_name("report").read_text("utf-8")
+
+
+def test_a_version_that_is_not_approved_gets_no_traffic_unless_the_policy_says_so(world: World) -> None:
+    world.create()
+    EmbeddedRegistry(world.registry).set_state("ads", "2", State.CANDIDATE, by="bob", reason="second thoughts")
+    verdict, facts, described = run_component(world)
+    error = error_from_dict(described)
+    assert (verdict, facts, type(error).__name__, error.exit_code) == ("", {}, "GateRefusedError", 3)
+    assert 'mlflywheel models approve ads@2 --reason "..."' in error.fix
+    assert world.is_as_before()
+    assert world.model()["storageUri"] == f"{BUCKET}/1"
+    assert world.deploy(policy=f"{POLICY}approval: not_required\n").verdict == "promoted"
+    assert world.states() == {"1": "approved", "2": "live", "3": "approved"}
 
 
 def test_a_step_that_was_killed_is_gone_on_with_by_the_next(world: World) -> None:

@@ -37,7 +37,7 @@ from mlflywheel.cluster import rollouts, standard_canary
 from mlflywheel.cluster.rollout_store import KubernetesStore
 from mlflywheel.cluster.rollouts import ServiceRollout
 from mlflywheel.errors import RolloutError
-from mlflywheel.registry import EmbeddedRegistry
+from mlflywheel.registry import EmbeddedRegistry, State
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests" / "rollouts"
 BUCKET = "s3://models/ads"
@@ -103,6 +103,7 @@ class World:
                 "ads", uri, key=f"run-{number}", format_name="ad-topics", format_version="1",
                 hash=f"sha256:{'0' * 64}",
             )  # fmt: skip
+            registry.set_state("ads", str(number), State.APPROVED, by="ann", reason="reviewed")
         self.candidate, self.candidate_errors, self.is_counting = "v2", 0, True
         self._windows: list[dict[str, Any]] = []
         self._counted_until = time.time()

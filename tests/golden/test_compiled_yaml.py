@@ -17,13 +17,15 @@ from mlflywheel import images
 from mlflywheel.data.validation import read_suite
 from mlflywheel.decisions.canary.policy import read_policy
 from mlflywheel.decisions.gates import read_gates
+from mlflywheel.evaluation import read_plan
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
+from mlflywheel.reproducibility import declare_hash, hash_specification
 
 OLDER_KFP = Path(sys.prefix) / "kfp-2.16"
 COMPONENTS = Path(mlflywheel.components.__file__).parent
 READER = Path(__file__).with_name("read_with_older_kfp.py")
 # Steps that read or change what lies outside the run: their result may differ when nothing in the cache's key does.
-NEVER_CACHED = {"deploy-model", "ingest-data", "register-model"}
+NEVER_CACHED = {"deploy-model", "evaluate-model", "ingest-data", "register-model"}
 
 each_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pipeline: pipeline.name)
 
@@ -71,11 +73,31 @@ def test_catalog_lists_pipelines() -> None:
 def test_committed_yaml_is_what_the_code_compiles_to(pipeline: Pipeline, tmp_path: Path) -> None:
     again = tmp_path / "pipeline.yaml"
     compiler.Compiler().compile(pipeline.function(), str(again))
+    again.write_text(declare_hash(again.read_text(encoding="utf-8")), encoding="utf-8")
     if again.read_bytes() != pipeline.compiled.read_bytes():
         texts = [path.read_text(encoding="utf-8").splitlines() for path in (pipeline.compiled, again)]
         changes = list(difflib.unified_diff(*texts, "committed", "compiled", lineterm="", n=0))
         shown = "\n".join(line[:160] for line in changes[:20])
         pytest.fail(f"{pipeline.compiled.name} of {pipeline.name} is out of date. Fix: make compile.\n{shown}", False)
+
+
+@each_pipeline
+def test_a_run_is_told_the_hash_of_the_yaml_that_it_was_started_from(pipeline: Pipeline) -> None:
+    spec = read_spec(pipeline)
+    declared = spec["root"]["inputDefinitions"]["parameters"]["pipeline_spec"]["defaultValue"]
+    assert declared == hash_specification(pipeline.compiled.read_text(encoding="utf-8"))
+    (registration,) = (tasks["register-model"] for tasks in walk_dags(spec) if "register-model" in tasks)
+    given = registration["inputs"]["parameters"]["pipeline_spec"]
+    assert given == {"componentInputParameter": "pipelinechannel--pipeline_spec"}
+
+
+@each_pipeline
+def test_registration_is_given_everything_that_a_dossier_records(pipeline: Pipeline) -> None:
+    spec = read_spec(pipeline)
+    (task,) = (tasks["register-model"] for tasks in walk_dags(spec) if "register-model" in tasks)
+    declared = spec["components"][task["componentRef"]["name"]]["inputDefinitions"]
+    for kind in ("parameters", "artifacts"):
+        assert set(task["inputs"][kind]) == set(declared[kind])
 
 
 @each_pipeline
@@ -134,6 +156,16 @@ def test_conditions_read_a_step_s_only_value(pipeline: Pipeline) -> None:
 
 
 @each_pipeline
+def test_every_step_is_given_every_artifact_that_it_can_take(pipeline: Pipeline) -> None:
+    """A pipeline may leave out what is optional; ours have a step for each."""
+    spec = read_spec(pipeline)
+    for tasks in walk_dags(spec):
+        for task in tasks.values():
+            taken = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {}).get("artifacts", {})
+            assert set(task.get("inputs", {}).get("artifacts", {})) == set(taken), task["taskInfo"]["name"]
+
+
+@each_pipeline
 def test_optional_parameters_have_a_default(pipeline: Pipeline) -> None:
     """A run of kfp.local fails on a parameter that is left at None."""
     spec = read_spec(pipeline)
@@ -141,7 +173,6 @@ def test_optional_parameters_have_a_default(pipeline: Pipeline) -> None:
         inputs = component.get("inputDefinitions", {})
         for name, parameter in inputs.get("parameters", {}).items():
             assert not parameter.get("isOptional") or "defaultValue" in parameter, name
-        assert not any(artifact.get("isOptional") for artifact in inputs.get("artifacts", {}).values())
 
 
 @each_pipeline
@@ -173,6 +204,8 @@ def test_defaults_are_the_configuration_files(pipeline: Pipeline) -> None:
     parameters = read_spec(pipeline)["root"]["inputDefinitions"]["parameters"]
     gates = (pipeline.folder / "gates.yaml").read_text(encoding="utf-8")
     assert read_gates(parameters["gates"]["defaultValue"]) == read_gates(gates)
+    plan = (pipeline.folder / "evaluation.yaml").read_text(encoding="utf-8")
+    assert read_plan(parameters["plan"]["defaultValue"]) == read_plan(plan)
     suite = (pipeline.folder / "expectations.json").read_text(encoding="utf-8")
     assert read_suite(parameters["expectations"]["defaultValue"], "") == read_suite(suite, "")
     experiment = (pipeline.folder / "experiment.yaml").read_text(encoding="utf-8")
@@ -196,12 +229,13 @@ def test_pipelines_differ_in_name_model_and_configuration_alone(pipeline: Pipeli
     """A use case is its model and its folder: the steps, and what is passed between them, are the same."""
     first = PIPELINES[0]
     differences = list_differences(read_spec(first), read_spec(pipeline))
-    defaults = {"expectations", "experiment", "gates", "rollout", "model_name", "service"}
+    defaults = {"expectations", "experiment", "gates", "model_name", "pipeline_spec", "plan", "rollout", "service"}
+    constants = ((first.model, pipeline.model), (first.name, pipeline.name))
     for path, values in differences.items():
         described = path.removeprefix(".pipelineInfo.") in ("name", "displayName", "description")
         default = path.split(".")[-2] in defaults and path.endswith(".defaultValue")
-        assert described or default or values == (first.model, pipeline.model), path
-    assert any(values == (first.model, pipeline.model) for values in differences.values())
+        assert described or default or values in constants, path
+    assert set(constants) <= set(differences.values())
 
 
 def test_components_name_no_use_case() -> None:

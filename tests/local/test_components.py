@@ -240,7 +240,8 @@ class TestRefused:
         assert failed["step"] == "gates"
         assert type(error) is GateRefusedError
         assert error.exit_code == 3
-        assert error.seen == f"1 of 2 do not hold: coherence_c_npmi {value:.4g} is below 0.999 on slice all"
+        assert error.seen.startswith(f"1 of 2 do not hold: coherence_c_npmi {value:.4g} (")
+        assert ") is below 0.999 on slice all: top 10 terms of each topic" in error.seen
 
     def test_kfp_fails_in_the_task_that_refuses(self, refused: LocalRun) -> None:
         assert "refuse-model" in refused.error

@@ -18,7 +18,21 @@ from mlflywheel.models.topic_fingerprints import TopicFingerprints
 from mlflywheel.registry import EmbeddedRegistry
 from mlflywheel.samples.ad_campaigns import generate_ad_campaigns
 
-COMMANDS = (["run"], ["compile"], ["sample"], ["score"], ["models", "list"], ["models", "show"], ["doctor"])
+COMMANDS = (
+    ["run"],
+    ["compile"],
+    ["sample"],
+    ["score"],
+    ["explain"],
+    ["rebuild"],
+    ["testscore"],
+    ["models", "list"],
+    ["models", "show"],
+    ["models", "approve"],
+    ["models", "archive"],
+    ["models", "card"],
+    ["doctor"],
+)
 
 
 def call(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":

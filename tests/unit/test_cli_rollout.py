@@ -1,15 +1,23 @@
 """The commands below `mlflywheel rollout` that need no cluster, and how all of them refuse."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from mlflywheel.cli import app
-from mlflywheel.cli_rollout import rollout_app
+from mlflywheel.client import Client
+from mlflywheel.cluster.rollouts import NoSource, ServiceRollout
+from mlflywheel.commands.rollout import rollout_app
 from mlflywheel.decisions.canary.policy import DEFAULT_YAML, Policy, read_policy
-from mlflywheel.errors import MlflywheelError, UsageError
+from mlflywheel.errors import GateRefusedError, MlflywheelError, UsageError
+from mlflywheel.registry import EmbeddedRegistry
+from mlflywheel.registry.records import State
+from mlflywheel.rollouts.file_store import FileStore
+from mlflywheel.rollouts.interfaces import Actuator, Candidate, Memo, Move, Target
 
 RUNNER = CliRunner()
 
@@ -106,3 +114,124 @@ def test_every_command_has_an_example() -> None:
     for command in rollout_app.registered_commands:
         name = command.name or command.callback.__name__
         assert f"mlflywheel rollout {name}" in invoke(name, "--help")
+
+
+# What the registry says before a rollout, and is told after it.
+
+
+class Router(Actuator):
+    """Moves traffic at once, and remembers where the stable version lies."""
+
+    def begin(self, candidate: Candidate) -> Memo:
+        return {"original": {"predictor": {"model": {"storageUri": "s3://models/ads/1"}}}}
+
+    def move(self, candidate: Candidate, target: Target, memo: Memo) -> Move:
+        return Move(True)
+
+    def render(self, candidate: Candidate, target: Target, memo: Memo) -> Sequence[Mapping[str, Any]]:
+        return ({"target": str(target)},)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedRegistry:
+    """A registry with `ads@1` live and `ads@2` approved, and a service whose rollout is kept in a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLYWHEEL_REGISTRY", raising=False)
+
+    def open_rollout(self: Client, service: str, **options: Any) -> ServiceRollout:
+        return ServiceRollout(f"team/{service}", Router(), NoSource(), FileStore(tmp_path / "rollout.json"), "ann@desk")
+
+    # There is no cluster here: only what leads to it is replaced.
+    monkeypatch.setattr(Client, "rollout", open_rollout)
+    made = EmbeddedRegistry(tmp_path / "models.sqlite")
+    for number in ("1", "2"):
+        made.ensure_version(
+            "ads", f"s3://models/ads/{number}", key=number, format_name="f", format_version="1", hash="sha256:0"
+        )
+        made.set_state("ads", number, State.APPROVED, by="ann")
+    made.set_state("ads", "1", State.LIVE, by="ann")
+    return made
+
+
+def read_states(registry: EmbeddedRegistry) -> list[str]:
+    return [str(version.state) for version in registry.list_versions("ads")]
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    """Call a command; return its exit code, or its error's, and what it says beside its result."""
+    result = RUNNER.invoke(app, ["rollout", *arguments])
+    if isinstance(result.exception, MlflywheelError):
+        return result.exception.exit_code, f"{result.stderr}{result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stderr
+
+
+START = ("start", "ads", "--candidate", "ads@2", "--registry", "models.sqlite")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_version_that_is_not_approved_is_not_started(registry: EmbeddedRegistry, more: tuple[str, ...]) -> None:
+    registry.set_state("ads", "2", State.CANDIDATE, by="bob")
+    code, told = call(*START, *more)
+    assert (code, "mlflywheel models approve ads@2" in told) == (GateRefusedError.exit_code, True)
+    assert not Path("rollout.json").exists()
+    Path("policy.yaml").write_text("schema: 1\napproval: not_required\n", encoding="utf-8")
+    assert call(*START, *more, "--policy", "policy.yaml")[0] == 0
+
+
+def test_manifests_of_a_version_that_is_not_approved_are_not_rendered(registry: EmbeddedRegistry) -> None:
+    words = ("render", *START[1:])
+    assert call(*words)[0] == 0
+    registry.set_state("ads", "2", State.ARCHIVED, by="bob")
+    assert call(*words)[0] == 3
+
+
+def test_an_address_that_is_in_no_registry_needs_no_approval(registry: EmbeddedRegistry) -> None:
+    assert call("start", "ads", "--uri", "s3://models/other", "--name", "v9")[0] == 0
+    call("promote", "ads")
+    assert "registry" not in call("watch", "ads", "--registry", "models.sqlite")[1]
+    assert read_states(registry) == ["live", "approved"]
+
+
+@pytest.mark.parametrize("command", ["watch", "step"])
+def test_whoever_ends_a_rollout_tells_the_registry(registry: EmbeddedRegistry, command: str) -> None:
+    call(*START)
+    call("promote", "ads", "--why", "fixes an incident")
+    code, told = call(command, "ads", "--registry", "models.sqlite")
+    assert (code, read_states(registry)) == (0, ["approved", "live"])
+    assert "registry: ads@2 is live\nregistry: ads@1 is approved" in told
+    last = registry.history("ads", "2")[-1]
+    assert (last.by, last.reason.endswith("of team/ads: promoted, fixes an incident")) == ("ann@desk", True)
+
+
+def test_a_rolled_back_version_is_a_candidate_again(registry: EmbeddedRegistry) -> None:
+    call(*START)
+    call("rollback", "ads", "--why", "customers complain")
+    code, told = call("watch", "ads", "--registry", "models.sqlite")
+    assert (code, read_states(registry)) == (3, ["live", "candidate"])
+    assert "registry: ads@2 is candidate" in told
+    assert call(*START)[0] == 3
+
+
+def test_a_registry_that_was_not_at_hand_is_told_later_and_once(registry: EmbeddedRegistry) -> None:
+    call(*START)
+    call("promote", "ads")
+    code, told = call("step", "ads")
+    assert (code, read_states(registry)) == (0, ["live", "approved"])
+    assert "mlflywheel rollout watch ads -n team --registry ADDRESS" in " ".join(told.split())
+    assert "registry: ads@2 is live" in call("watch", "ads", "--registry", "models.sqlite")[1]
+    # A tick of a rollout that has ended changes nothing, and a repeated watch tells nothing twice.
+    registry.set_state("ads", "2", State.APPROVED, by="bob", reason="taken out by hand")
+    assert call("step", "ads", "--registry", "models.sqlite") == (0, "")
+    assert "registry:" not in call("watch", "ads", "--registry", "models.sqlite")[1]
+    assert read_states(registry) == ["approved", "approved"]
+
+
+def test_a_registry_that_cannot_be_told_is_a_warning_and_the_promotion_stands(registry: EmbeddedRegistry) -> None:
+    call(*START)
+    call("promote", "ads")
+    registry.set_state("ads", "2", State.ARCHIVED, by="bob")
+    code, told = call("watch", "ads", "--registry", "models.sqlite")
+    assert code == 0
+    assert "warning: ads@2 is promoted, and the registry does not say so" in told
+    assert "archived cannot become live" in told

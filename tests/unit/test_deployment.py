@@ -3,14 +3,23 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlflywheel.cluster.deployment import Deployed, carry_out, deploy, describe_source, make_candidate
-from mlflywheel.decisions.canary.policy import read_policy
+from mlflywheel.cluster.deployment import (
+    Deployed,
+    carry_out,
+    check_approval,
+    deploy,
+    describe_source,
+    make_candidate,
+    tell_registry,
+)
+from mlflywheel.decisions.canary.policy import Policy, read_policy
 from mlflywheel.errors import ForeignEditError, GateRefusedError, RegistryError, RolloutError, UsageError
 from mlflywheel.registry import EmbeddedRegistry, ModelVersion
 from mlflywheel.registry.records import State
@@ -18,6 +27,7 @@ from mlflywheel.reports.rollout import write_rollout
 from mlflywheel.rollouts.evidence_file import EvidenceFileSource
 from mlflywheel.rollouts.file_store import FileStore
 from mlflywheel.rollouts.interfaces import Actuator, Candidate, Memo, Move, Target
+from mlflywheel.rollouts.record import read_record
 from mlflywheel.rollouts.rollout import Rollout
 
 V1 = "s3://models/ads/1"
@@ -55,7 +65,8 @@ class Service(Actuator):
         self._write_evidence()
 
     def begin(self, candidate: Candidate) -> Memo:
-        return {}
+        # As the actuators of a cluster remember the service's specification.
+        return {"original": {"predictor": {"model": {"storageUri": self.in_use}}}}
 
     def move(self, candidate: Candidate, target: Target, memo: Memo) -> Move:
         self.moves += 1
@@ -346,3 +357,157 @@ def test_one_source_of_evidence_is_needed() -> None:
         describe_source("http://p:9090", evidence="windows.json")
     with pytest.raises(UsageError, match="preset: kserve"):
         describe_source(preset="kserve", evidence="windows.json")
+
+
+# What the registry says before, and is told afterwards.
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> EmbeddedRegistry:
+    """A registry where `ads@1` is live and `ads@2` approved; `ads@3` is a candidate."""
+    registry = EmbeddedRegistry(tmp_path / "registry.sqlite")
+    for number in (1, 2, 3):
+        registry.ensure_version(
+            "ads",
+            f"s3://models/ads/{number}",
+            key=f"run-{number}",
+            format_name="f",
+            format_version="1",
+            hash="sha256:0",
+        )
+    for number, states in (("1", (State.APPROVED, State.LIVE)), ("2", (State.APPROVED,))):
+        for state in states:
+            registry.set_state("ads", number, state, by="ann", reason="reviewed")
+    return registry
+
+
+def read_states(registry: EmbeddedRegistry) -> dict[str, str]:
+    return {version.reference: str(version.state) for version in registry.list_versions("ads")}
+
+
+def refuse() -> None:
+    raise GateRefusedError("ads@2", "it is a candidate", "an approval is needed", "approve it")
+
+
+def test_approval_is_asked_for_before_a_rollout_starts_and_not_after(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    with pytest.raises(GateRefusedError, match="approve it"):
+        service.deploy(check=refuse)
+    assert (service.moves, service.open().store.load()) == (0, None)
+    service.open().start(CANDIDATE, POLICY)
+    assert service.deploy(check=refuse).verdict == "promoted"
+    # A step that is repeated is told the same, whatever was decided since.
+    assert service.deploy(check=refuse).verdict == "promoted"
+
+
+def test_the_version_in_use_needs_no_approval_to_stay(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    assert service.deploy(in_use=CANDIDATE.storage_uri, check=refuse).verdict == "already in use"
+
+
+@pytest.mark.parametrize(
+    ("reference", "approval", "refused"),
+    [
+        ("ads@1", "required", ""),
+        ("ads@2", "required", ""),
+        ("ads@3", "required", "nobody has approved it"),
+        ("ads@3", "not_required", ""),
+    ],
+)
+def test_only_approved_and_live_versions_pass(
+    versions: EmbeddedRegistry, reference: str, approval: str, refused: str
+) -> None:
+    policy = read_policy(f"schema: 1\napproval: {approval}")
+    version = versions.get(*reference.split("@"))
+    if not refused:
+        check_approval(version, policy)
+        return
+    with pytest.raises(GateRefusedError, match=refused) as caught:
+        check_approval(version, policy)
+    assert caught.value.exit_code == 3
+    assert f"mlflywheel models approve {reference}" in caught.value.fix
+
+
+def test_an_archived_version_passes_under_no_policy(versions: EmbeddedRegistry) -> None:
+    archived = versions.set_state("ads", "3", State.ARCHIVED, by="ann")
+    with pytest.raises(GateRefusedError, match=r"archived.*models restore ads@3"):
+        check_approval(archived, read_policy("schema: 1\napproval: not_required"))
+
+
+def test_a_promoted_version_becomes_live_and_the_one_before_it_approved(
+    tmp_path: Path, versions: EmbeddedRegistry
+) -> None:
+    record = Service(tmp_path).deploy().record
+    assert record is not None
+    changes, warning = tell_registry(versions, record)
+    assert (changes, warning) == (("ads@2 is live", "ads@1 is approved"), "")
+    assert read_states(versions) == {"ads@1": "approved", "ads@2": "live", "ads@3": "candidate"}
+    last = versions.history("ads", "2")[-1]
+    assert last.by == "ann"
+    assert last.reason.startswith(f"rollout {record.id} of team/ads: promoted, ")
+    assert versions.history("ads", "1")[-1].reason == f"rollout {record.id} of team/ads: replaced by ads@2"
+
+
+def test_a_version_that_was_rolled_back_loses_its_approval(tmp_path: Path, versions: EmbeddedRegistry) -> None:
+    record = Service(tmp_path, candidate_errors=80).deploy().record
+    assert record is not None
+    assert tell_registry(versions, record) == (("ads@2 is candidate",), "")
+    assert read_states(versions) == {"ads@1": "live", "ads@2": "candidate", "ads@3": "candidate"}
+    assert "rolled back, errors is shown to be more" in versions.history("ads", "2")[-1].reason
+
+
+@pytest.mark.parametrize("candidate_errors", [5, 80])
+def test_what_a_person_decided_since_is_not_overwritten_by_a_repeated_step(
+    tmp_path: Path, versions: EmbeddedRegistry, candidate_errors: int
+) -> None:
+    record = Service(tmp_path, candidate_errors).deploy().record
+    assert record is not None
+    tell_registry(versions, record)
+    versions.set_state("ads", "2", State.APPROVED, by="bob", reason="looked into it")
+    states = read_states(versions)
+    assert tell_registry(versions, record) == ((), "")
+    assert read_states(versions) == states
+
+
+def test_without_a_need_for_approval_a_candidate_becomes_live_and_the_history_says_why(
+    tmp_path: Path, versions: EmbeddedRegistry
+) -> None:
+    record = Service(tmp_path).deploy(OTHER).record
+    assert record is not None
+    lenient = replace(record, policy=read_policy("schema: 1\napproval: not_required"))
+    assert tell_registry(versions, lenient)[1] == ""
+    steps = [(str(one.to_state), one.reason.partition(": ")[2]) for one in versions.history("ads", "3")]
+    assert steps[1] == ("approved", "its policy asks for no approval")
+    assert steps[2][0] == "live"
+
+
+def test_a_registry_that_refuses_undoes_nothing_and_is_a_warning(tmp_path: Path, versions: EmbeddedRegistry) -> None:
+    record = Service(tmp_path).deploy().record
+    assert record is not None
+    # Somebody withdrew the approval while the rollout went on.
+    versions.set_state("ads", "2", State.CANDIDATE, by="bob", reason="second thoughts")
+    changes, warning = tell_registry(versions, record)
+    assert changes == ()
+    assert warning.startswith("ads@2 is promoted, and the registry does not say so: ")
+    assert "candidate cannot become live" in warning
+    assert f"`mlflywheel rollout watch ads -n team --registry {versions.address}`" in warning
+    told = Deployed("promoted", CANDIDATE, record, changes, warning).facts()
+    assert told["warning"] == warning
+
+
+def test_a_rollout_that_goes_on_or_of_a_bare_address_tells_the_registry_nothing(
+    tmp_path: Path, versions: EmbeddedRegistry
+) -> None:
+    states = read_states(versions)
+    started = Service(tmp_path).open().start(CANDIDATE, POLICY)
+    nameless = replace(started, phase="promoted", candidate=Candidate("s3://models/ads/2", "v2"))
+    for record in (started, replace(started, phase="stopped"), nameless):
+        assert tell_registry(versions, record) == ((), "")
+    assert read_states(versions) == states
+
+
+def test_a_rollout_that_was_recorded_before_approvals_is_read_as_asking_for_none(tmp_path: Path) -> None:
+    values = Service(tmp_path).open().start(CANDIDATE, Policy()).to_dict()
+    assert read_record(json.dumps(values), "here").policy.approval == "required"
+    del values["policy"]["approval"]
+    assert read_record(json.dumps(values), "here").policy == Policy(approval="not_required")

@@ -3,6 +3,10 @@
 A version is rolled out once. Whoever asks again, such as a step that was killed or retried, gets the same rollout: they
 go on with one that has not ended, and are told the result of one that has. So a candidate that was rolled back does not
 get traffic again because a pipeline repeats its last step.
+
+Before a rollout is started, the registry has to say that the version is approved, unless the policy asks for no
+approval. When it has ended, the registry is told: a promoted version becomes live and the one that it replaced goes
+back to approved; a version that was rolled back loses its approval, so that nobody deploys it again by accident.
 """
 
 import re
@@ -13,9 +17,9 @@ from typing import Any, Literal
 
 from mlflywheel.cluster.connection import open_registry
 from mlflywheel.decisions.canary.policy import Policy, read_policy
-from mlflywheel.errors import ForeignEditError, GateRefusedError, RolloutError, UsageError
+from mlflywheel.errors import ForeignEditError, GateRefusedError, MlflywheelError, RolloutError, UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
-from mlflywheel.registry import ModelVersion, parse_reference
+from mlflywheel.registry import ModelRegistry, ModelVersion, State, parse_reference
 from mlflywheel.rollouts.interfaces import Candidate
 from mlflywheel.rollouts.record import Phase, Record
 from mlflywheel.rollouts.rollout import Rollout, seconds_to_next_tick
@@ -30,6 +34,7 @@ _VERDICTS: Mapping[Phase, Verdict] = {"promoted": "promoted", "rolled_back": "ro
 _HELD_PAUSE_SECONDS = 5.0
 # An entry of the history that says which weight was reached.
 _WEIGHT = re.compile(r"([0-9.]+) %")
+_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Deployed:
         verdict: How it ended.
         candidate: What was deployed.
         record: Its rollout; None if there was none.
+        registry_changes: What was written into the registry, a sentence each.
+        warning: What could not be written there, with the command to repeat it; the verdict stands.
     """
 
     verdict: Verdict
     candidate: Candidate
     record: Record | None = None
+    registry_changes: tuple[str, ...] = ()
+    warning: str = ""
 
     def metrics(self) -> dict[str, float]:
         """Return what was measured.
@@ -75,7 +84,12 @@ class Deployed:
 
     def facts(self) -> dict[str, Any]:
         """Return what a run's summary says."""
-        return _tell(self.verdict, self.candidate, self.record) | {"metrics": self.metrics()}
+        facts = _tell(self.verdict, self.candidate, self.record) | {"metrics": self.metrics()}
+        if self.registry_changes:
+            facts["registry"] = list(self.registry_changes)
+        if self.warning:
+            facts["warning"] = self.warning
+        return facts
 
     def raise_if_refused(self, on_rollback: str = "fail") -> None:
         """Raise what a run has to end with.
@@ -142,6 +156,7 @@ def deploy(
     Raises:
         UsageError: The policy, a parameter or the version's address cannot be meant.
         RegistryError: There is no such version.
+        GateRefusedError: The version would be rolled out, and is not approved.
         RolloutError: There is no such service, another version is rolled out there, or the time was not enough.
     """
     if on_rollback not in ON_ROLLBACK:
@@ -149,7 +164,8 @@ def deploy(
             "on_rollback", repr(on_rollback), f"there is {' and '.join(ON_ROLLBACK)}", "choose one of these"
         )
     read = read_policy(policy, "the rollout's policy") if policy.strip() else Policy()
-    version = open_registry(registry).get(*parse_reference(reference))
+    versions = open_registry(registry)
+    version = versions.get(*parse_reference(reference))
     candidate = make_candidate(version)
 
     from mlflywheel.cluster.inference_services import Service
@@ -172,16 +188,21 @@ def deploy(
         in_use = Service(cluster, rollout.service.partition("/")[0], service).read().storage_uri
     finally:
         cluster.close()
-    return carry_out(
+    deployed = carry_out(
         rollout,
         rollout.adapt(candidate),
         read,
         source or {},
         in_use=in_use,
+        check=lambda: check_approval(versions.get(version.name, version.version), read),
         timeout_seconds=timeout_seconds,
         progress=progress,
         pause=pause,
     )
+    if deployed.record is None:
+        return deployed
+    changes, warning = tell_registry(versions, deployed.record)
+    return replace(deployed, registry_changes=changes, warning=warning)
 
 
 def carry_out(
@@ -191,6 +212,7 @@ def carry_out(
     source: Mapping[str, Any],
     *,
     in_use: str,
+    check: Callable[[], object] = lambda: None,
     timeout_seconds: float | None = None,
     progress: ProgressCallback = ignore_progress,
     pause: Callable[[float], object] = sleep,
@@ -203,6 +225,7 @@ def carry_out(
         policy: How, if it is started here.
         source: Where evidence comes from, as JSON values for later ticks.
         in_use: Address of the version in use.
+        check: Raises what speaks against a start; not asked for a rollout that was started before.
         timeout_seconds: How long to wait, by the rollout's clock; None for ever.
         progress: Progress callback.
         pause: Waits so many seconds.
@@ -236,6 +259,7 @@ def carry_out(
                 break
         elif (known is None or known.has_ended) and _lies_at(in_use, candidate):
             return Deployed("already in use", candidate)
+        check()
         try:
             record = rollout.start(candidate, policy, source)
         except RolloutError as error:
@@ -279,6 +303,111 @@ def make_candidate(
             "`mlflywheel rollout start --uri`",
         )
     return Candidate(version.uri, name or f"v{version.version}", version.reference, dict(overrides or {}))
+
+
+def check_approval(version: ModelVersion, policy: Policy) -> None:
+    """Refuse a version that may not be rolled out as it stands in the registry.
+
+    Args:
+        version: As the registry has it now.
+        policy: Says whether an approval is needed.
+
+    Raises:
+        GateRefusedError: It is archived, or it is a candidate and the policy asks for an approval.
+    """
+    if version.state is State.ARCHIVED:
+        raise GateRefusedError(
+            version.reference,
+            "it is archived",
+            "a version that is put away gets no traffic",
+            f"if it is wanted again, `mlflywheel models restore {version.reference}`, and let it be approved",
+        )
+    if version.state is State.CANDIDATE and policy.approval == "required":
+        raise GateRefusedError(
+            version.reference,
+            "it is a candidate, and nobody has approved it",
+            "the rollout's policy asks for an approval",
+            f"read `mlflywheel models card {version.reference}`, then `mlflywheel models approve {version.reference} "
+            '--reason "..."`, or write `approval: not_required` into the policy',
+        )
+
+
+def tell_registry(registry: ModelRegistry, record: Record) -> tuple[tuple[str, ...], str]:
+    """Write how a rollout ended into the registry, if that can be done.
+
+    A promotion is never undone because the registry could not be written.
+
+    Args:
+        registry: Where the candidate is registered.
+        record: The rollout; one that goes on, or whose candidate is in no registry, changes nothing.
+
+    Returns:
+        What was written, a sentence each, and a warning with the command to repeat it; empty if all went well.
+    """
+    try:
+        return _write_end(registry, record), ""
+    except (MlflywheelError, OSError) as error:
+        namespace, _, name = record.service.rpartition("/")
+        again = f"mlflywheel rollout watch {name} -n {namespace} --registry {registry.address}"
+        ended = record.phase.replace("_", " ")
+        return (), (
+            f"{record.candidate.model} is {ended}, and the registry does not say so: {error} To repeat it: `{again}`"
+        )
+
+
+def _write_end(registry: ModelRegistry, record: Record) -> tuple[str, ...]:
+    if record.phase not in ("promoted", "rolled_back") or "@" not in record.candidate.model:
+        return ()
+    version = registry.get(*parse_reference(record.candidate.model))
+    who = record.history[-1].who if record.history else "rollout"
+    why = f"rollout {record.id} of {record.service}: {record.phase.replace('_', ' ')}"
+    if record.message:
+        why = f"{why}, {record.message}"[:_REASON_CHARACTERS]
+    if record.phase == "rolled_back":
+        # A version that is live serves somewhere else too.
+        back = (State.CANDIDATE,) if version.state is State.APPROVED else ()
+        return _take(registry, version, back, who, why, record)
+    steps: tuple[State, ...] = (State.LIVE,)
+    if version.state is State.CANDIDATE and record.policy.approval == "not_required":
+        steps = (State.APPROVED, State.LIVE)
+    changes = _take(registry, version, steps, who, why, record)
+    before = _find_replaced(registry, record, version)
+    if before is not None:
+        why = f"rollout {record.id} of {record.service}: replaced by {version.reference}"
+        changes += _take(registry, before, (State.APPROVED,), who, why, record)
+    return changes
+
+
+def _take(
+    registry: ModelRegistry, version: ModelVersion, steps: tuple[State, ...], who: str, why: str, record: Record
+) -> tuple[str, ...]:
+    """Take a version to states, unless this rollout did that before: a person may have decided otherwise since."""
+    if not steps or version.state is steps[-1]:
+        return ()
+    told = registry.history(version.name, version.version)
+    if any(one.to_state is steps[-1] and record.id in one.reason for one in told):
+        return ()
+    for state in steps:
+        reason = why
+        if state is not steps[-1]:
+            reason = f"rollout {record.id} of {record.service}: its policy asks for no approval"
+        registry.set_state(version.name, version.version, state, by=who, reason=reason)
+    return (f"{version.reference} is {steps[-1]}",)
+
+
+def _find_replaced(registry: ModelRegistry, record: Record, version: ModelVersion) -> ModelVersion | None:
+    """Return the live version of the model whose address the service had when the rollout was started."""
+    original = record.memo.get("original")
+    predictor = original.get("predictor") if isinstance(original, Mapping) else None
+    model = predictor.get("model") if isinstance(predictor, Mapping) else None
+    address = str(model.get("storageUri") or "") if isinstance(model, Mapping) else ""
+    if not address:
+        return None
+    for found in registry.list_versions(version.name):
+        is_there = found.uri.rstrip("/") == address.rstrip("/")
+        if is_there and found.state is State.LIVE and found.version != version.version:
+            return found
+    return None
 
 
 def describe_source(prometheus: str = "", preset: str = "", evidence: str = "") -> dict[str, Any]:

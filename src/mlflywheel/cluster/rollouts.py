@@ -1,8 +1,5 @@
 """A rollout of an InferenceService: its actuator, its store and its source of evidence, put together."""
 
-import getpass
-import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from mlflywheel.cluster.kubernetes_client import Cluster, connect
 from mlflywheel.cluster.rollout_store import KubernetesStore
 from mlflywheel.decisions.canary.evidence import Arm, ArmName, Window
 from mlflywheel.errors import RolloutError, UsageError
+from mlflywheel.registry.identity import name_this_user
 from mlflywheel.rollouts.interfaces import Candidate, Source
 from mlflywheel.rollouts.rollout import Rollout
 
@@ -172,12 +170,3 @@ def adapt_arguments(candidate: Candidate, arguments: Sequence[str]) -> Candidate
         return candidate
     overrides = {**candidate.overrides, "model": {**given, "args": changed}}
     return Candidate(candidate.storage_uri, candidate.name, candidate.model, overrides)
-
-
-def name_this_user() -> str:
-    """Return who runs this: the user and the host, or the pod."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

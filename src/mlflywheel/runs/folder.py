@@ -166,6 +166,7 @@ def compose_summary(
         "parameters": {**short, **facts.get("parameters", {})},
         "metrics": facts.get("metrics", {}),
         "gates": facts.get("gates", []),
+        "champion": facts.get("champion"),
         "tuning": facts.get("tuning"),
         "rollout": facts.get("rollout"),
         "model": facts.get("model"),

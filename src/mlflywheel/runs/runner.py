@@ -30,10 +30,9 @@ from mlflywheel.errors import (
 from mlflywheel.events import EVENTS_VARIABLE, disk_error
 from mlflywheel.models.contract import Evaluation, Section
 from mlflywheel.reports import Report, render_report
+from mlflywheel.reproducibility import THREAD_VARIABLES
 from mlflywheel.runs.folder import RunFolder, Story, compose_summary, new_run_id, write_json
 
-# One thread: sums in another order differ in the last bits, and a model's hash with them.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 #: Folder of searches for parameters, beside the folders of the pipelines.
 SEARCHES = "searches"
 _POLL_SECONDS = 0.1
@@ -50,6 +49,7 @@ def run_pipeline(
     runs: Path,
     on_event: EventCallback = lambda event: None,
     on_output: Callable[[str], None] | None = None,
+    variables: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Run compiled YAML through kfp.local in a new run folder.
 
@@ -60,6 +60,7 @@ def run_pipeline(
         runs: The folder of all runs.
         on_event: Called with every event of every step.
         on_output: Called with every line that kfp and the steps print; None leaves them to `log.txt`.
+        variables: Environment variables of the steps, over those of this process; None unsets one.
 
     Returns:
         The summary, as `summary.json` holds it. It never raises for a failed run: the error stands in the summary.
@@ -77,7 +78,7 @@ def run_pipeline(
     story, error = Story(), None
     interrupted = False
     try:
-        error = _watch(folder, compiled, values, run_id, story, on_event, on_output)
+        error = _watch(folder, compiled, values, run_id, story, on_event, on_output, variables or {})
     except KeyboardInterrupt:
         interrupted = True
         error = RunError("run", "stopped by the user", "nothing was lost", "start the run again")
@@ -189,14 +190,17 @@ def _watch(
     story: Story,
     on_event: EventCallback,
     on_output: Callable[[str], None] | None,
+    variables: Mapping[str, str | None],
 ) -> MlflywheelError | None:
     """Start the child and follow it to its end; return what went wrong."""
     request = folder.path / "arguments.json"
     write_json(request, {"compiled": str(Path(compiled).resolve()), "arguments": values, "root": str(folder.artifacts)})
     environment = {
-        **dict.fromkeys(_THREAD_VARIABLES, "1"),
+        # One thread: sums in another order differ in the last bits, and a model's hash with them.
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
         "PYTHONUNBUFFERED": "1",
         **os.environ,
+        **variables,
         EVENTS_VARIABLE: str(folder.events),
         RUN_ID_VARIABLE: run_id,
         # Beside the runs: a search that was stopped is taken up by the next run.
@@ -208,7 +212,7 @@ def _watch(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={name: value for name, value in environment.items() if value is not None},
             # A group of its own: it is ended as a whole, and Ctrl-C reaches it through us alone.
             start_new_session=True,
         )
@@ -389,7 +393,7 @@ def _read_json(path: str | None) -> Any:
 def _describe_environment() -> dict[str, str]:
     import platform
 
-    threads = {name: os.environ.get(name, "1") for name in _THREAD_VARIABLES}
+    threads = {name: os.environ.get(name, "1") for name in THREAD_VARIABLES}
     return {
         "mlflywheel": __version__,
         "python": platform.python_version(),

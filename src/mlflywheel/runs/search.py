@@ -231,7 +231,9 @@ def _read_training_rows(
     from mlflywheel.data.versions import version_table
 
     model = load_model_class(pipeline.model)
-    raw = ingest(values["data"], model.columns, json.loads(values["columns"]), progress).table
+    raw = ingest(
+        values["data"], model.columns, json.loads(values["columns"]), progress, other_columns=model.other_columns
+    ).table
     table = model.prepare(raw, model.Config.parse(values["prepare"], "preparation settings"), progress)
     parts = split(
         table,

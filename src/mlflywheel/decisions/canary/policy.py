@@ -17,6 +17,9 @@ SCHEMA = 1
 
 DEFAULT_YAML = """\
 schema: 1
+# Whether a registered version has to be approved before it gets traffic (`mlflywheel models approve`): required or
+# not_required. An archived version gets none either way, and one that is in no registry is not asked for.
+approval: required
 # Whole percents of the traffic that the candidate gets, step by step. A first step of 0 is a dark launch: it starts,
 # and gets no traffic.
 steps: [1, 5, 25, 50, 100]
@@ -58,6 +61,7 @@ metrics:
 
 Role = Literal["superiority", "non_inferiority", "guardrail"]
 DeadlineAction = Literal["rollback", "hold", "promote"]
+Approval = Literal["required", "not_required"]
 
 
 class _Strict(BaseModel):
@@ -192,6 +196,7 @@ class Policy(_Strict):
     """A rollout's policy; `DEFAULT_YAML` explains the fields."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
+    approval: Approval = "required"
     steps: tuple[int, ...] = (1, 5, 25, 50, 100)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     power: float = Field(default=0.9, ge=0.5, lt=1)
@@ -249,15 +254,24 @@ def read_policy(text: str, where: str = "policy.yaml") -> Policy:
     document = load_yaml(text, where)
     if not isinstance(document, dict):
         raise UsageError(where, "no fields", "a policy is needed", "start with `schema: 1`")
-    return policy_from_dict(document, where)
+    return _validate(document, where)
 
 
 def policy_from_dict(values: Mapping[str, Any], where: str = "policy") -> Policy:
-    """Read what `Policy.to_dict` wrote, or a YAML file held.
+    """Read what `Policy.to_dict` wrote.
+
+    A policy that was recorded before there were approvals asked for none, and is read as that.
 
     Raises:
         UsageError: As `read_policy`.
+
+    >>> policy_from_dict(Policy().to_dict()).approval, policy_from_dict({"schema": 1}).approval
+    ('required', 'not_required')
     """
+    return _validate({"approval": "not_required", **values}, where)
+
+
+def _validate(values: Mapping[str, Any], where: str) -> Policy:
     if "schema" not in values:
         raise UsageError(f"{where}, schema", "nothing", f"{SCHEMA} is needed", f"write `schema: {SCHEMA}`")
     try:

@@ -1,6 +1,7 @@
 """The commands below `mlflywheel rollout`: what `mlflywheel.Client.rollout` and the judge offer, as words to type."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from mlflywheel.runs.runner import terminated_as_interrupt
 
 if TYPE_CHECKING:
     from mlflywheel.cluster.rollouts import ServiceRollout
+    from mlflywheel.registry import ModelRegistry
 
 _EXIT_INTERRUPTED = 130
 
@@ -37,7 +39,7 @@ rollout_app = typer.Typer(
     rich_markup_mode=None,
     help="Roll out a new version beside the one in use, and let evidence decide.",
     epilog="Exit codes: 0 moved on, or promoted; 1 failed, or stopped by somebody else's change; 2 wrong usage; "
-    "3 rolled back, or refused in a rehearsal.",
+    "3 rolled back, not approved, or refused in a rehearsal.",
 )
 
 Service = Annotated[str, typer.Argument(help="Name of the InferenceService.")]
@@ -145,8 +147,8 @@ def start(
     source = _describe_source(prometheus, preset, queries, counters, evidence)
     source |= {name: value for name, value in (("answers", answers), ("labels", labels)) if value}
     rollout = _open(service, namespace, context, source)
-    chosen = _choose(Client(runs, registry), rollout, candidate, uri, name, overrides)
     read = _read_policy(policy)
+    chosen = _choose(Client(runs, registry), rollout, candidate, uri, name, overrides, read)
     if dry_run:
         _print_dry_run(rollout, chosen, read, as_json)
         return
@@ -157,13 +159,20 @@ def start(
     if not source:
         _warn("no source of evidence: the rollout waits for its deadline. Fix: add --prometheus URL")
     if follow:
-        _follow(rollout, as_json, quiet)
+        _follow(rollout, as_json, quiet, _find_registry(runs, registry))
         return
     _print_record(record, as_json)
 
 
 @rollout_app.command()
-def step(service: Service, namespace: Namespace = None, context: Context = None, as_json: AsJson = False) -> None:
+def step(
+    service: Service,
+    namespace: Namespace = None,
+    context: Context = None,
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
     """Do one tick: a few changes at the most, and no waiting. Safe to repeat, and to kill at any moment.
 
     Nothing is done where there is no rollout, or where it has ended, so that a CronJob may go on calling it.
@@ -180,6 +189,7 @@ def step(service: Service, namespace: Namespace = None, context: Context = None,
         record = rollout.step()
     _print_record(record, as_json)
     if not before.has_ended:
+        _tell_registry(_find_registry(runs, registry), record)
         _raise_end(record)
 
 
@@ -188,17 +198,20 @@ def watch(
     service: Service,
     namespace: Namespace = None,
     context: Context = None,
+    runs: Runs = DEFAULT_RUNS,
+    registry: Registry = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Move a rollout on until it has ended, and show weights and evidence meanwhile.
 
-    With --json, one line for every tick. Ctrl-C leaves the rollout as it stands; the same command goes on with it.
+    With --json, one line for every tick. Ctrl-C leaves the rollout as it stands; the same command goes on with it. The
+    registry is told how it ended, also if it had ended before and the registry does not know.
 
     \b
     mlflywheel rollout watch ad-campaigns -n team
     """
-    _follow(_open(service, namespace, context), as_json, quiet)
+    _follow(_open(service, namespace, context), as_json, quiet, _find_registry(runs, registry))
 
 
 @rollout_app.command()
@@ -304,10 +317,10 @@ def render(
     mlflywheel rollout render ad-campaigns --candidate ad-campaigns@2 --policy rollout.yaml --output steps/
     """
     rollout = _open(service, namespace, context)
-    chosen = _choose(Client(runs, registry), rollout, candidate, uri, name, overrides)
+    read = _read_policy(policy)
+    chosen = _choose(Client(runs, registry), rollout, candidate, uri, name, overrides, read)
     memo = rollout.actuator.begin(chosen)
-    percents = _read_policy(policy).steps
-    targets = [Target("weight", float(percent)) for percent in percents] + [Target("promoted")]
+    targets = [Target("weight", float(percent)) for percent in read.steps] + [Target("promoted")]
     rendered = [(target, list(rollout.actuator.render(chosen, target, memo))) for target in targets]
     if as_json:
         print(json.dumps([{"target": str(target), "manifests": manifests} for target, manifests in rendered], indent=1))
@@ -506,6 +519,7 @@ def _choose(
     uri: str | None,
     name: str | None,
     overrides: list[str] | None,
+    policy: Policy,
 ) -> Candidate:
     if (candidate is None) == (uri is None):
         raise UsageError(
@@ -519,7 +533,33 @@ def _choose(
         if name is None:
             raise UsageError("--name", "nothing", "a short name is needed with --uri", "add --name v2")
         return Candidate(uri, name, "", changes)
-    return client.candidate(str(candidate), name=name, overrides=changes, service=rollout)
+    return client.candidate(str(candidate), name=name, overrides=changes, service=rollout, policy=policy)
+
+
+def _find_registry(runs: Path, registry: str | None) -> "ModelRegistry | None":
+    """Return the registry that is named, or that lies beside the runs; None where there is none."""
+    if registry or os.environ.get("MLFLYWHEEL_REGISTRY") or (runs / "registry.sqlite").exists():
+        return Client(runs, registry).registry
+    return None
+
+
+def _tell_registry(registry: "ModelRegistry | None", record: Record) -> None:
+    """Write how a rollout ended into the registry; what cannot be written is a warning, and undoes nothing."""
+    from mlflywheel.cluster.deployment import tell_registry
+
+    if not record.candidate.model or record.phase not in ("promoted", "rolled_back"):
+        return
+    if registry is None:
+        namespace, _, name = record.service.rpartition("/")
+        again = f"mlflywheel rollout watch {name} -n {namespace} --registry ADDRESS"
+        ended = record.phase.replace("_", " ")
+        _warn(f"no registry was named, so none says that {record.candidate.model} is {ended}. Fix: {again}")
+        return
+    changes, warning = tell_registry(registry, record)
+    for change in changes:
+        Console(stderr=True).print(f"registry: {change}", highlight=False, markup=False, soft_wrap=True)
+    if warning:
+        _warn(warning)
 
 
 def _read_policy(path: Path | None) -> Policy:
@@ -569,10 +609,11 @@ def _giving_lock_back(rollout: Rollout, command: str, does: str) -> Iterator[Non
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
-def _follow(rollout: Rollout, as_json: bool, quiet: bool) -> None:
+def _follow(rollout: Rollout, as_json: bool, quiet: bool, registry: "ModelRegistry | None") -> None:
     with _giving_lock_back(rollout, "watch", "goes on with it"):
         record = _watch(rollout, as_json, quiet)
     if record is not None:
+        _tell_registry(registry, record)
         _raise_end(record)
 
 
