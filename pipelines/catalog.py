@@ -48,6 +48,7 @@ class Pipeline:
 PIPELINES = (
     Pipeline("ad-campaigns", "ad_campaigns", "topic-fingerprints", "ad_campaigns", "campaigns", 3000),
     Pipeline("vehicle-prices", "vehicle_prices", "vehicle-price", "vehicle_prices", "listings", 6000),
+    Pipeline("credit-decisions", "credit_decisions", "tabular-classifier", "credit_decisions", "applications", 4000),
 )
 
 

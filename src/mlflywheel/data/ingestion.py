@@ -5,7 +5,8 @@ The result does not depend on the file's format. One rule for each kind of colum
 - Declared columns (`mlflywheel.models.contract.Column`) are cast: `id` and `text` to string, `number` to float64,
   `date` to date32. Values that cannot be cast are an error that names the row; nothing is dropped or guessed.
 - Undeclared columns stay, as strings: results can be sliced by them, and the version covers them. From Parquet they
-  get the text that pandas writes into a CSV file: `1.0`, `True`, `2024-01-31 12:30:00`.
+  get the text that pandas writes into a CSV file: `1.0`, `True`, `2024-01-31 12:30:00`. For a model that reads columns
+  of any name (`Model.other_columns`), those whose every value is a number become numbers (`infer_column`).
 - An empty cell is a missing value, in every column. So is an empty string in Parquet, and NaN. Texts such as `NA` or
   `null` are texts, except those that a declared column lists (`Column.missing`).
 - A declared column is found by the mapping, or by its name, or by one of its aliases (`Column.aliases`).
@@ -89,7 +90,12 @@ class Ingested:
 
 
 def ingest(
-    uri: str, columns: Sequence[Column], mapping: Mapping[str, str], progress: ProgressCallback = ignore_progress
+    uri: str,
+    columns: Sequence[Column],
+    mapping: Mapping[str, str],
+    progress: ProgressCallback = ignore_progress,
+    *,
+    other_columns: bool = False,
 ) -> Ingested:
     """Read a table, rename its columns, cast them and compute the version.
 
@@ -100,6 +106,8 @@ def ingest(
         mapping: Our name of a declared column to the file's name of it. Two of ours may come from one of theirs.
         progress: Called with phases `downloading`, `decompressing`, `checking` and `reading` in bytes, and `hashing` in
             columns.
+        other_columns: Whether columns that are not declared get the type of their values, as `infer_column` does,
+            and not string: `Model.other_columns`.
 
     Raises:
         UsageError: The mapping names a column that is not declared.
@@ -112,7 +120,7 @@ def ingest(
     wanted = {name for column in columns for name in (mapping.get(column.name, column.name), *column.aliases)}
     with local_copy(uri, progress) as path:
         raw = _read_file(_Source(where, path), wanted, progress)
-    table = _cast_columns(where, _rename_columns(where, raw, declared, mapping), declared)
+    table = _cast_columns(where, _rename_columns(where, raw, declared, mapping), declared, other_columns)
     return Ingested(table, version_table(table, uri, progress))
 
 
@@ -649,7 +657,36 @@ def _find_aliases(
     return found
 
 
-def _cast_columns(where: str, columns: Mapping[str, pa.ChunkedArray], declared: Mapping[str, Column]) -> pa.Table:
+def infer_column(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of texts as float64 if every value in it is a number, and as it is otherwise.
+
+    A number is written in decimal digits, with a point and an exponent where needed. Texts such as `007` are codes, and
+    so are whole numbers of 16 digits and more, of which a float64 would lose some. A column without values stays text.
+
+    >>> infer_column(pa.chunked_array([["1", " 2.5", None]])).to_pylist()
+    [1.0, 2.5, None]
+    >>> infer_column(pa.chunked_array([["1", "007"]])).to_pylist()
+    ['1', '007']
+    """
+    if not _is_text(values.type) or values.null_count == len(values):
+        return values
+    texts = _empty_to_null(pc.utf8_trim_whitespace(values.cast(pa.string())))
+    distinct = pc.unique(texts).drop_null()
+    if not len(distinct) or not pc.all(pc.match_substring_regex(distinct, _NUMBER)).as_py():
+        return values
+    if pc.any(pc.match_substring_regex(distinct, _LONG_CODE)).as_py():
+        return values
+    return _to_numbers("", texts)
+
+
+_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,2})?$"
+# A whole number of so many digits would lose some of them: it is rather an account's or a card's.
+_LONG_CODE = r"^-?\d{16,}$"
+
+
+def _cast_columns(
+    where: str, columns: Mapping[str, pa.ChunkedArray], declared: Mapping[str, Column], other_columns: bool = False
+) -> pa.Table:
     cast = {}
     for name, values in columns.items():
         kind = declared[name].kind if name in declared else "text"
@@ -664,6 +701,8 @@ def _cast_columns(where: str, columns: Mapping[str, pa.ChunkedArray], declared: 
             cast[name] = _to_dates(at, values)
         else:
             cast[name] = _to_texts(at, values)
+            if other_columns and name not in declared:
+                cast[name] = infer_column(cast[name])
     return pa.table(cast)
 
 

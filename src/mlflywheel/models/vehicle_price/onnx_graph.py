@@ -59,7 +59,7 @@ def build_graph(
         from onnx import TensorProto, checker, helper
     except ImportError:
         raise MissingExtraError.of("onnx", "trees", "fitting a vehicle-price model") from None
-    graph = _Graph()
+    graph = GraphBuilder()
     schema = encoder.schema
     inputs, columns, scale_columns, absent = [], [], [], []
     for name in schema.numbers:
@@ -103,7 +103,7 @@ def build_graph(
     return serialised
 
 
-class _Graph:
+class GraphBuilder:
     """Nodes and constants under construction; every method returns the name of a value."""
 
     def __init__(self) -> None:
@@ -111,6 +111,7 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
 
     def add(self, operator: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
+        """Add a node of one output."""
         from onnx import helper
 
         name = f"{operator.lower()}_{len(self.nodes)}"
@@ -118,6 +119,7 @@ class _Graph:
         return name
 
     def constant(self, values: NDArray[Any]) -> str:
+        """Add a tensor."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
@@ -125,12 +127,15 @@ class _Graph:
         return name
 
     def number(self, value: float) -> str:
+        """Add a float32 scalar."""
         return self.constant(np.array(value, dtype=np.float32))
 
     def floats(self, values: NDArray[Any]) -> str:
+        """Add float32 values."""
         return self.constant(np.asarray(values, dtype=np.float32))
 
     def ints(self, values: list[int]) -> str:
+        """Add int64 values."""
         return self.constant(np.array(values, dtype=np.int64))
 
     def keep_inside(self, value: str, ends: Range) -> str:
