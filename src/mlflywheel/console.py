@@ -149,7 +149,7 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         reference = f"{model['name']}@{model['version']}"
         for arguments in (
             f"serve {reference} --open",
-            f"models show {reference}",
+            f'models approve {reference} --reason "..."',
             f"score {reference} --data FILE --output scores.parquet",
         ):
             console.print(f"  {name_command()} {arguments}", highlight=False, soft_wrap=True)

@@ -117,7 +117,7 @@ def _tell_gain(found: list[Measurement]) -> str:
     for one in found[:_SHOWN]:
         if one.value is not None and one.slice == "all":
             turned = [None if end is None else -end for end in (one.value, one.high, one.low)]
-            parts.append(f"than {_words(one.metric, _GAIN)} {_compare(*turned)}")
+            parts.append(f"{_compare(*turned)} than {_words(one.metric, _GAIN)}")
     return f"By its first metric: {'; '.join(parts)}." if parts else ""
 
 
