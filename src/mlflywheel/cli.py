@@ -107,6 +107,9 @@ def run(
     params: Params = None,
     sets: Sets = None,
     gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="What else to measure, as in evaluation.yaml.", show_default=False)
+    ] = None,
     experiment: ExperimentFile = None,
     expectations: Annotated[
         Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
@@ -129,7 +132,7 @@ def run(
     mlflywheel run vehicle-prices --set tune=true
     """
     arguments: dict[str, Any] = dict(read_assignment("--set", item) for item in sets or [])
-    for name, path in (("gates", gates), ("expectations", expectations), ("experiment", experiment)):
+    for name, path in (("gates", gates), ("plan", plan), ("expectations", expectations), ("experiment", experiment)):
         if path is not None:
             arguments[name] = read_text_file(f"--{name}", path)
     console = Console(stderr=True)

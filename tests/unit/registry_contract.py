@@ -186,6 +186,12 @@ class RegistryContract:
         assert registry.get("ad-campaigns", "1") == made
         assert (made.metrics, made.parameters) == ({"a": 0.5}, {"n": 3, "b": True})
 
+    @pytest.mark.parametrize("text", ["a\\u0000b", "C:\\", "\\\\u0000\n", '"\\"'])
+    def test_text_with_backslashes_comes_back(self, registry: ModelRegistry, text: str) -> None:
+        registered = register(registry, lineage={"l": text}, parameters={"p": text})
+        found = registry.get(registered.name, registered.version)
+        assert (found.lineage["l"], found.parameters["p"]) == (text, text)
+
     @pytest.mark.parametrize(
         ("change", "named"),
         [
@@ -200,6 +206,7 @@ class RegistryContract:
             ({"parameters": {"p": [1]}}, "parameter p: a list"),
             ({"parameters": {"p": float("inf")}}, "parameter p: inf"),
             ({"lineage": {"l": "a\x00b"}}, "null character"),
+            ({"lineage": {"l": "a\ud800b"}}, "half a character"),
             ({"lineage": {"l": 3}}, "lineage l: 3"),
             ({"uri": "minio://b/k"}, "minio:// without an endpoint"),
             ({"uri": "models/1"}, "no scheme"),

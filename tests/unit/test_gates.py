@@ -246,7 +246,7 @@ def test_refusal_names_every_failed_gate_and_no_other() -> None:
         judge(gates, measurements).raise_if_refused("gates.yaml")
     assert caught.value.exit_code == 3
     assert caught.value.seen == (
-        "2 of 3 do not hold: purity 0.8 is below 0.88 (reference - 0.02) on slice all, "
+        "2 of 3 do not hold: purity 0.8 is below 0.88 (reference - 0.02) on slice all; "
         "unknown 0.55 is above 0.4 on slice locale=de"
     )
 

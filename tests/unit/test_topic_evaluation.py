@@ -8,10 +8,13 @@ import pyarrow as pa
 import pytest
 from planted_campaigns import VERTICALS, campaigns_of, plant_campaigns
 
+from mlflywheel.decisions.gates import judge, read_gates
+from mlflywheel.evaluation.fairness import measure_unscored
 from mlflywheel.models.contract import Evaluation, Measurement
 from mlflywheel.models.topic_fingerprints.evaluation import clear_share
 from mlflywheel.models.topic_fingerprints.model import FitParams, TopicFingerprints
 from mlflywheel.models.topic_fingerprints.references import find_reference_neighbours
+from mlflywheel.pipelines.catalog import find_pipeline
 from mlflywheel.reports import Report, render_report
 
 PURITY = "neighbour_purity_at_10"
@@ -253,3 +256,23 @@ def test_references_leave_out_what_they_do_not_know() -> None:
         assert (reference.positions[0] == -1).all()
         assert reference.positions[1, 0] == 1
         assert (reference.positions[1, 4:] == -1).all()
+
+
+def test_campaigns_without_a_finite_fingerprint_are_refused_by_the_pipelines_gates(
+    model: TopicFingerprints, holdout: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform = type(model.topics).transform
+
+    def fail_on_some(topics: Any, counts: Any) -> np.ndarray:
+        fingerprints = np.array(transform(topics, counts))
+        fingerprints[::5] = np.nan
+        return fingerprints
+
+    monkeypatch.setattr(type(model.topics), "transform", fail_on_some)
+    rows = model.score_rows(holdout)
+    share = measure_unscored(rows)
+    assert [answer is None for answer in rows.answers.to_pylist()] == [row % 5 == 0 for row in range(len(rows.ids))]
+    assert share.value == pytest.approx(-(-len(rows.ids) // 5) / len(rows.ids))
+    gates = read_gates((find_pipeline("ad-campaigns").folder / "gates.yaml").read_text(encoding="utf-8"))
+    (gate,) = (gate for gate in gates if gate.metric == share.metric)
+    assert not judge([gate], [share]).holds

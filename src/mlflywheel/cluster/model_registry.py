@@ -170,7 +170,8 @@ class KubeflowRegistry(ModelRegistry):
         return self._with_artifact(name, changed)
 
     def _find_model(self, name: str) -> dict[str, Any] | None:
-        searchable = name != "" and name.isascii() and name.isprintable()
+        # A backslash escapes what follows in SQL's LIKE; at the end of a name the server answers 400.
+        searchable = name != "" and name.isascii() and name.isprintable() and "\\" not in name
         found = self._api.find("registered_model", name=name) if searchable else None
         if found is not None and found["name"] == name:
             return found
@@ -343,7 +344,9 @@ class _Api:
         data = None
         if body is not None:
             headers["Content-Type"] = "application/json"
-            data = json.dumps(body, allow_nan=False).encode()
+            # The server refuses a body with the characters \u0000 in it, also where the backslash is text and stands in
+            # JSON as two. Written as \u005c it means the same and passes.
+            data = json.dumps(body, allow_nan=False).replace("\\\\", "\\u005c").encode()
         try:
             answer = self._pool.request(method, url, headers=headers, body=data, redirect=False)
         except urllib3.exceptions.HTTPError as error:

@@ -13,7 +13,7 @@ from rich.text import Text
 from mlflywheel.client import Client
 from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.options import AsJson, Registry, Runs, read_text_file
-from mlflywheel.registry import ModelVersion
+from mlflywheel.registry import ModelVersion, State
 from mlflywheel.reports.card import list_brief, list_objections
 from mlflywheel.runs.folder import DEFAULT_RUNS
 
@@ -113,6 +113,7 @@ def approve_model(
     mlflywheel models approve ad-campaigns@2 --reason "reviewed" --by ann@example.org --json
     """
     client = Client(runs, registry)
+    before = client.model(model).state
     approved = client.approve(model, reason, by=by)
     dossier, unread = _read_dossier(approved)
     against = (unread,) if unread else list_objections(approved, dossier)
@@ -129,7 +130,7 @@ def approve_model(
         console.print(Text("What stands against it, or was not looked at", "bold"))
         for one in against:
             console.print(Text(f"  - {one}"), soft_wrap=True)
-    _print_decision(client, approved)
+    _print_decision(client, approved, before)
 
 
 @models_app.command("withdraw")
@@ -258,11 +259,12 @@ def _tell(
     by: str | None,
     as_json: bool,
 ) -> None:
+    before = client.model(model).state
     decided = decide(model, reason, by=by)
     if as_json:
         _print_json(client, decided, {})
     else:
-        _print_decision(client, decided)
+        _print_decision(client, decided, before)
 
 
 def _print_json(client: Client, version: ModelVersion, more: Mapping[str, Any]) -> None:
@@ -271,7 +273,10 @@ def _print_json(client: Client, version: ModelVersion, more: Mapping[str, Any]) 
     print(json.dumps(told, default=str))
 
 
-def _print_decision(client: Client, version: ModelVersion) -> None:
+def _print_decision(client: Client, version: ModelVersion, before: State) -> None:
+    if version.state == before:
+        unchanged = f"Nothing changed, and no reason was written down: it was {before} already."
+        Console().print(unchanged, highlight=False, markup=False, soft_wrap=True)
     last = client.registry.history(version.name, version.version)[-1]
     why = f": {last.reason}" if last.reason else ""
     told = f"{version.reference} is {version.state} since {last.at:%Y-%m-%d %H:%M} UTC, by {last.by}{why}"

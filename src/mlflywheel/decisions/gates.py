@@ -175,7 +175,7 @@ class Verdict:
         judged = sum(result.holds is not None for result in self.results)
         raise GateRefusedError(
             where,
-            f"{len(refused)} of {judged} do not hold: " + ", ".join(result.reason for result in refused),
+            f"{len(refused)} of {judged} do not hold: " + "; ".join(result.reason for result in refused),
             "every gate must hold",
             "look these metrics up in the report, and change the data or the parameters, or the limit in gates.yaml",
         )

@@ -209,7 +209,8 @@ def compare_with_references(rows: RowScores, *, confidence: float = 0.95) -> Eva
         {"name": "gain", "kind": "interval"},
         {"name": "rows", "kind": "number", "decimals": 0},
     ]
-    section = Section("table", "Against simpler methods", text, {"columns": columns, "rows": table, "sortable": False})
+    data = {"columns": columns, "rows": table, "sortable": False}
+    section = Section("table", "Gain over simpler methods", text, data)
     return Evaluation(tuple(measurements), (section,))
 
 

@@ -10,7 +10,7 @@
 | `selection_rate_ratio` | `between=column`, `all` | smallest selection rate ÷ largest; four fifths in 29 CFR 1607.4 D |
 | `equal_opportunity_gap` | `between=column`, `all` | the gap of true positive rates |
 | `equalized_odds_gap` | `between=column`, `all` | the larger gap of true and of false positive rates |
-| `unscored_share` | `all`, and `column=group` where there are any | share of the rows whose score is not a number |
+| `unscored_share` | `all`, and `column=group` where there are any | share of rows without a finite score or answer |
 | any row metric `m` | `column=group` | its mean |
 | `m_group_gap` | `between=column`, `all` | largest mean of a group minus the smallest |
 | a gap with `_rise`, the ratio with `_fall` | `between=column`, `all` | by how much groups have moved apart |
@@ -149,6 +149,12 @@ def measure_fairness(
     return Evaluation(kept, _build_sections(names, measurements, [*criteria, *shown], samples, rows, reference))
 
 
+def measure_unscored(rows: RowScores) -> Measurement:
+    """Return the share of all rows whose score is not a number: what gates ask of any model, with groups or without."""
+    unscored = _find_unscored(rows)
+    return _measure_unscored(unscored, np.ones(len(unscored), dtype=bool), "all")
+
+
 def _check_champion(rows: RowScores, champion: RowScores, reference: str) -> None:
     name = reference or "the champion"
     if champion.task != rows.task:
@@ -190,7 +196,7 @@ def _measure_scores(
 ) -> tuple[list[RowSample], list[Criterion], list[Measurement]]:
     """Return what a classification's groups are compared by, and which rows have no score."""
     unscored = _find_unscored(rows)
-    measurements = [_measure_unscored(unscored, np.ones(len(unscored), dtype=bool), "all")]
+    measurements = [measure_unscored(rows)]
     if unscored.any():
         for column in columns:
             for place, name in enumerate(column.names):
@@ -260,7 +266,8 @@ def _measure_rates(rows: RowScores, plan: FairnessPlan, column: GroupColumn) -> 
             metrics={metric: functions[metric] for metric in metrics},
             y_true=np.nan_to_num(truth[kept]).astype(int),
             y_pred=decisions[kept].astype(int),
-            sensitive_features=names[kept],
+            # A mapping, since fairlearn makes no column of an array of one row.
+            sensitive_features={column.name: names[kept]},
         )
         for metric in metrics:
             found |= {(metric, f"{column.name}={name}"): float(rate) for name, rate in frame.by_group[metric].items()}
@@ -306,7 +313,8 @@ def _find_unscored(rows: RowScores) -> NDArray[np.bool_]:
     if rows.task == "regression" and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         answers = pc.fill_null(pc.cast(rows.answers, pa.float64()), np.nan)
         return np.asarray(~np.isfinite(answers.to_numpy(zero_copy_only=False)))
-    return np.zeros(len(rows.ids), dtype=bool)
+    # An empty list is an answer; none at all is not.
+    return np.asarray(pc.is_null(rows.answers).to_numpy(zero_copy_only=False))
 
 
 def _note_unscored(rows: RowScores | None, name: str) -> str:

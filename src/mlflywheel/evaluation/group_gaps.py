@@ -356,7 +356,8 @@ def describe_pair(
     pair: tuple[int, int], values: Numbers, names: Sequence[str], sizes: Places, noun: str = "rows"
 ) -> str:
     """Return both groups of a gap with their values and sizes."""
-    texts = [f"{names[at]} {values[at]:.4g} ({sizes[at]} {noun})" for at in pair]
+    # Names such as `above 25` and figures would run into one another.
+    texts = [f"{values[at]:.4g} for {names[at]} ({sizes[at]} {noun})" for at in pair]
     return f"highest {texts[0]}, lowest {texts[1]}"
 
 

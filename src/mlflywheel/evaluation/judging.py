@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pyarrow as pa
 
 from mlflywheel.decisions.gates import Gate, Verdict, judge
-from mlflywheel.errors import UsageError
+from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.evaluation.grouping import Grouping
 from mlflywheel.evaluation.plan import EvaluationPlan
 from mlflywheel.events import ProgressCallback, ignore_progress
@@ -97,13 +97,16 @@ def evaluate(
         on the values as they were measured: a gate refuses NaN, where it might skip a missing value.
 
     Raises:
-        UsageError: The champion is of another task, or a metric was measured twice.
+        UsageError: The champion is of another task or cannot score these rows, or a metric was measured twice.
         DataError: A column that rows are to be grouped by is not there.
     """
     measured = model.evaluate(holdout, progress)
     if plan is not None:
         measured = _measure_beside(measured, model, holdout, plan, predecessors, data, progress)
-    kept = replace(measured, measurements=tuple(_keep_finite(found) for found in measured.measurements))
+    kept = Evaluation(
+        tuple(_keep_finite(found) for found in measured.measurements),
+        tuple(replace(section, data=_without_infinities(section.data)) for section in measured.sections),
+    )
     champion = predecessors.champion.reference if predecessors and predecessors.champion else None
     return Judged(kept, judge(gates, measured.measurements), plan, champion)
 
@@ -122,7 +125,7 @@ def _measure_beside(
     from mlflywheel.evaluation.contract import compare_contracts, describe_contract
     from mlflywheel.evaluation.contributions import measure_contributions
     from mlflywheel.evaluation.discovery import discover_slices
-    from mlflywheel.evaluation.fairness import measure_fairness
+    from mlflywheel.evaluation.fairness import measure_fairness, measure_unscored
     from mlflywheel.evaluation.importance import measure_importance
     from mlflywheel.evaluation.slices import measure_slices
     from mlflywheel.evaluation.trend import measure_trend
@@ -161,6 +164,8 @@ def _measure_beside(
     progress("comparing", 3, steps)
     reference = champion.reference if champion else ""
     parts.add("groups", measure_fairness(rows, plan.fairness, other, reference, existing=parts.known, seed=plan.seed))
+    # A plan without groups measures none of them, and a score that is no number would pass unseen.
+    parts.add("groups", Evaluation((measure_unscored(rows),)))
     progress("comparing", 4, steps)
     if predecessors is not None:
         directions = {metric.name: metric.better for metric in rows.metrics}
@@ -182,7 +187,22 @@ def _score_alike(
     """
     extended = model.extend(holdout)
     own = rows if extended is model else extended.score_rows(holdout, progress)
-    other = champion.model.extend(holdout).score_rows(holdout, progress)
+    try:
+        other = champion.model.extend(holdout).score_rows(holdout, progress)
+    except Exception as error:
+        # Whatever another class makes of a table that was not prepared for it: the way out is the same.
+        if isinstance(champion.model, type(model)):
+            raise
+        name = type(champion.model).__name__
+        why = (
+            f"{error.where}: {error.seen}" if isinstance(error, MlflywheelError) else f"{type(error).__name__}: {error}"
+        )
+        raise UsageError(
+            f"champion {champion.reference}",
+            f"it is a {name}, which cannot score these rows ({why})",
+            f"both versions are compared on rows prepared for {type(model).__name__}",
+            f"register the new model under another name, or archive {champion.reference}",
+        ) from error
     if own is None or other is None:
         raise UsageError(
             f"champion {champion.reference}",
@@ -247,6 +267,17 @@ def _keep_finite(measurement: Measurement) -> Measurement:
     if value is None and measurement.value is not None:
         note = f"measured as {measurement.value}" + (f"; {note}" if note else "")
     return replace(measurement, value=value, low=low, high=high, note=note)
+
+
+def _without_infinities(data: Any) -> Any:
+    """Return JSON values with null in place of NaN and infinity, at any depth."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {name: _without_infinities(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_infinities(value) for value in data]
+    return data
 
 
 def write_evaluation(judged: Judged, evaluation: Path, verdict: Path, report: Path, gate_table: Path) -> None:

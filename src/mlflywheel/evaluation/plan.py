@@ -177,20 +177,27 @@ def read_plan(text_yaml: str, where: str = "evaluation.yaml") -> EvaluationPlan:
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         seen = repr(document.get("schema")) if isinstance(document, Mapping) else f"a {type(document).__name__}"
         raise UsageError(f"{where}, schema", seen, f"{SCHEMA} is needed", f"start with `schema: {SCHEMA}`")
-    values = {name: value for name, value in document.items() if name != "schema"}
+    # A section whose lines are all commented out is null, and means its defaults.
+    values = {name: value for name, value in document.items() if name != "schema" and value is not None}
     return EvaluationPlan.parse(values, where)
 
 
 def read_groupings(value: Any) -> Any:
-    """Turn `[sex, {age: [25]}]` into what `Grouping` is validated from; anything else is left to pydantic."""
+    """Turn `[sex, {age: [25]}]` into what `Grouping` is validated from.
+
+    Raises:
+        ValueError: Not a list of names, or ends of bands that are none; entries of other kinds are left to pydantic.
+    """
     if not isinstance(value, list | tuple):
-        return value
+        raise ValueError("a list is needed, as in [sex, {age: [25]}]")
     found: list[Any] = []
     for entry in value:
         if isinstance(entry, str):
             found.append({"name": entry})
         elif isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
             ((name, bands),) = entry.items()
+            if not isinstance(bands, list | tuple):
+                raise ValueError(f"ends of bands are a list, as in {{{name}: [{bands}]}}")
             found.append({"name": name, "bands": bands})
         else:
             found.append(entry)

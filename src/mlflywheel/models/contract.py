@@ -163,7 +163,7 @@ class RowScores:
             among them where that is known when it is asked (`predicted_price`).
         metrics: At least one; the first is what models are compared by.
         answers: What a caller gets, (rows,): a class as text, a number, or a list<string> of recommended ids, best
-            first.
+            first; null where the model has no finite score to answer by.
         truth: float64 (rows,): the true number, or 1 for the positive class and 0 for another; NaN where unknown. None
             for recommendations.
         probability: float64 (rows,): probability of the positive class; None but for classification.
@@ -223,7 +223,7 @@ class Settings(BaseModel):
                 f"{where}, {name}",
                 f"{seen if len(seen) <= _SHOWN_CHARACTERS else seen[:_SHOWN_CHARACTERS] + '...'}: {first['msg']}",
                 f"known names are {', '.join(cls._names_beside(first['loc']))}",
-                "correct this value",
+                "correct this name" if first["type"] == "extra_forbidden" else "correct this value",
             ) from None
 
     @classmethod

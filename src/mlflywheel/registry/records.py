@@ -429,6 +429,12 @@ def _checked_text(what: str, text: str, *, required: bool = False, most: int | N
         raise UsageError(what, "empty", "it is needed to trace the version", "give a value")
     if "\x00" in text:
         raise UsageError(what, "it has a null character", "databases refuse it", "remove the character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            what, "it has half a character (a lone surrogate)", "registries keep UTF-8", "remove the character"
+        ) from None
     if most is not None and len(text) > most:
         raise UsageError(what, f"{len(text)} characters", f"at most {most} are allowed", "shorten it")
     return text

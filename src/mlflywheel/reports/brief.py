@@ -61,7 +61,7 @@ def list_lines(evaluation: Evaluation, gates: Sequence[Mapping[str, Any]], champ
         if answer:
             names = {(one.metric, one.slice) for one in found}
             asked = tuple(gate.get("holds") for gate in gates if (gate.get("metric"), gate.get("slice")) in names)
-            lines.append(Line(question, answer, asked))
+            lines.append(Line(question, answer[:1].upper() + answer[1:], asked))
     return lines
 
 
@@ -152,16 +152,27 @@ def _tell_groups(found: list[Measurement]) -> str:
         for one in _widest(main)
     ]
     rises = [one for one in gaps if one.metric.endswith(("_rise", "_fall")) and one.low is not None and one.low > 0]
+    rises.sort(key=lambda one: -(one.low or 0.0))
+    more = f" and {len(rises) - _SHOWN} more" if len(rises) > _SHOWN else ""
     beside = " Against the version in use a gap has grown: " + "; ".join(
-        f"{humanize(one.metric).lower()} between {one.slice.removeprefix('between=')} ({_ends(one)})" for one in rises
+        f"{humanize(one.metric).lower()} between {one.slice.removeprefix('between=')} ({_ends(one)})"
+        for one in rises[:_SHOWN]
     )
+    beside += more
     return ("; ".join(parts) + "." if parts else "") + (beside + "." if rises else "")
 
 
 def _widest(gaps: Iterable[Measurement]) -> list[Measurement]:
     """Return the gaps that are shown to be there, by how far they are; all that there are if none is."""
-    known = sorted(gaps, key=lambda one: -(one.low or 0.0))
-    return [one for one in known if one.low is not None and one.low > 0][:_SHOWN] or known[:_SHOWN]
+    known = sorted(gaps, key=lambda one: -_distance(one))
+    return [one for one in known if _distance(one) > 0][:_SHOWN] or known[:_SHOWN]
+
+
+def _distance(gap: Measurement) -> float:
+    """Return how far apart groups are at least: a gap's lower end, or what a ratio's upper end lacks to 1."""
+    if gap.metric.endswith("_ratio"):
+        return 1.0 - (1.0 if gap.high is None else gap.high)
+    return gap.low or 0.0
 
 
 def _tell_features(found: list[Measurement]) -> str:

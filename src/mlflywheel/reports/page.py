@@ -317,6 +317,17 @@ def _gate_words(gate: Mapping[str, Any]) -> str:
     return f"{gate.get('metric')}{place} is {value}; {relation} {limit} is needed{reason}"
 
 
+def _lies_beyond(gate: Mapping[str, Any]) -> bool:
+    value, limit = gate.get("value"), gate.get("limit")
+    if not (is_number(value) and is_number(limit)):
+        return False
+    return bool(value > limit if gate.get("relation") == "<=" else value < limit)
+
+
+def _rank_outcome(gate: Mapping[str, Any]) -> int:
+    return {None: 0, True: 1}.get(gate.get("holds"), 2)
+
+
 def _relation(gate: Mapping[str, Any]) -> str:
     return _RELATIONS.get(str(gate.get("relation") or ">="), str(gate.get("relation")))
 
@@ -370,7 +381,8 @@ def _draw_metrics(report: Report) -> _Part | None:
     references = pair_references(list(overall))
     paired = {name for pairs in references.values() for name, _ in pairs}
     gates = [gate for gate in report.summary.get("gates") or () if gate.get("slice") in (None, "all")]
-    gated = {str(gate.get("metric")): gate for gate in gates}
+    # Of several gates about one metric the tile shows a refusing one, else one that had something to judge.
+    gated = {str(gate.get("metric")): gate for gate in sorted(gates, key=_rank_outcome)}
     names = [name for name in overall if name not in paired]
     names.sort(key=lambda name: (name not in gated and name not in references, name not in references))
     if not names:
@@ -435,7 +447,9 @@ def _draw_tile(
 
 
 def _draw_gates(summary: Mapping[str, Any]) -> _Part | None:
-    gates = sorted(summary.get("gates") or (), key=lambda gate: bool(gate.get("holds")))
+    gates = sorted(
+        summary.get("gates") or (), key=lambda gate: (gate.get("holds") is not False, bool(gate.get("holds")))
+    )
     if not gates:
         return None
     rows = []
@@ -445,8 +459,9 @@ def _draw_gates(summary: Mapping[str, Any]) -> _Part | None:
         badge = _badge(
             None, *(("Holds", "good") if holds else ("Not checked", "quiet") if holds is None else ("Refused", "bad"))
         )
-        # The reason of a gate that holds repeats its row; on a phone it would fill the page.
-        reason = None if holds else gate.get("reason")
+        # The reason of a gate that holds repeats its row, and on a phone it would fill the page; unless the row looks
+        # refused, because the gate asks more than one value beyond its limit.
+        reason = None if holds and not _lies_beyond(gate) else gate.get("reason")
         metric = join(code_name(gate.get("metric")), tag("small", reason, class_="note") if reason else None)
         rows.append(
             [

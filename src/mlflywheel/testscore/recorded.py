@@ -34,6 +34,8 @@ _BETWEEN_GROUPS = re.compile(
     r"(selection_rate|true_positive_rate|false_positive_rate|calibration_difference|equal_opportunity|equalized_odds"
     r"|exposure_|empty_result_rate)|_gap(_rise)?$|_ratio_fall$"
 )
+# What compares groups by its name, whatever its slice.
+_COMPARED = re.compile(r"_gap(_rise)?$|_ratio(_fall)?$")
 # A gate on one of these says nothing about how good the answers are.
 _NO_QUALITY = (
     "feature_importance",
@@ -207,16 +209,22 @@ def _name_gate(gate: Mapping[str, Any], groups: set[tuple[Any, Any]]) -> str:
     if metric.startswith("gain_over_") or _REFERENCE.search(str(gate.get("reason", ""))):
         return "M5"
     if (metric, slice_name) in groups or _BETWEEN_GROUPS.search(metric):
-        return "M7"
+        return "M7" if _sets_side_by_side(metric, slice_name) else "M6" if "=" in slice_name else "I4"
     if metric in _NO_QUALITY:
         return ""
     return "M6" if "=" in slice_name else "I4"
 
 
+def _sets_side_by_side(metric: str, slice_name: str) -> bool:
+    """Return whether a measurement compares groups: a rate over all rows does not, though it has a group's name."""
+    return slice_name.startswith("between=") or _COMPARED.search(metric) is not None
+
+
 def _is_between_groups(one: Mapping[str, Any]) -> bool:
     # A metric of one group is a slice; only what sets groups side by side is about who is left out.
     is_gap = one.get("about") == "groups" and str(one.get("slice", "")).startswith("between=")
-    return is_gap or bool(_BETWEEN_GROUPS.search(str(one.get("metric", ""))))
+    metric = str(one.get("metric", ""))
+    return is_gap or (bool(_BETWEEN_GROUPS.search(metric)) and _sets_side_by_side(metric, str(one.get("slice", ""))))
 
 
 def _is_gain(one: Mapping[str, Any]) -> bool:

@@ -218,6 +218,10 @@ def _measure_slices(scored: Scored) -> Iterator[Measurement]:
 def _measure_auc(
     metric: str, truth: NDArray[np.float64], probability: NDArray[np.float64], name: str = "all"
 ) -> Measurement:
+    unscored = int((~np.isfinite(probability)).sum())
+    if unscored:
+        # A rank of what is no number is nobody's: without a value, gates refuse.
+        return Measurement(metric, None, name, len(truth), note=f"{unscored} rows have no probability")
     found = estimate_auc(truth, probability)
     note = ""
     if found.value is None:

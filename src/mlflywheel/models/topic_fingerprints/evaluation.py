@@ -113,7 +113,11 @@ def score_rows(model: "TopicFingerprints", table: pa.Table) -> RowScores:
     # Positions count the campaigns that can be found: those with a known term.
     found = model.catalogue.filter(pa.array(model.known))
     ids = [str(one) for one in found["campaign_id"].to_pylist()]
-    answers = [[ids[place] for place in row if place >= 0] for row in scored.neighbours.tolist()]
+    finite = np.isfinite(scored.fingerprints).all(axis=1)
+    answers = [
+        [ids[place] for place in row if place >= 0] if has_fingerprint else None
+        for row, has_fingerprint in zip(scored.neighbours.tolist(), finite.tolist(), strict=True)
+    ]
     metrics = (
         RowMetric(PURITY, values[PURITY], "higher", (0.0, 1.0)),
         RowMetric(RECOVERY, shares[RECOVERY], "higher", (0.0, 1.0)),
