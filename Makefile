@@ -12,13 +12,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # versions: make lock UPGRADE=--upgrade
 LOCK = UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UPGRADE)
-# `podman build` and `buildah build` do as well.
-BUILD_IMAGE ?= docker build
+# What builds images; options for it stand in IMAGE_FLAGS.
+BUILD_IMAGE ?= $(shell for program in buildah podman docker; do \
+	if command -v $$program >/dev/null 2>&1; then echo "$$program build"; break; fi; done)
+# What an image says it was built from; `-dirty` behind it stands for changes that were not committed.
+COMMIT ?= $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 PIPELINE ?= ad-campaigns
 BENCH ?= fingerprints
 IMAGE ?= components
 
-.PHONY: help setup run test test-long test-cluster cluster-tools check format compile lock bench image clean
+.PHONY: help setup run test test-long test-cluster cluster-tools test-images check format compile lock bench image images \
+	licences clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +60,9 @@ test-cluster: setup $(if $(KUBECONFIG)$(KUBEBUILDER_ASSETS),,cluster-tools) ## R
 cluster-tools: ## Build etcd, kube-apiserver, kubectl and KServe's manager for those tests, once; needs Go
 	$(or $(PYTHON),python3) tests/cluster/cluster_tools.py
 
+test-images: setup ## Build the images with buildah on a base image made here, and run what they hold; minutes, as root
+	MLFLYWHEEL_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images $(ARGS)
+
 check: setup ## Lint, check types and layers, and compare the compiled pipelines with their source
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,8 +90,18 @@ bench: setup ## Measure against peers; also BENCH=pipeline, rollouts, serving or
 	$(BIN)/python -m benchmarks.$(BENCH).run $(ARGS)
 
 image: setup ## Build an image: make image IMAGE=components, predictor or predictor-gpu
-	$(BUILD_IMAGE) -f serving/$(IMAGE:-gpu=).Containerfile $(if $(filter %-gpu,$(IMAGE)),--build-arg LOCK=$(IMAGE).txt) \
-		-t "$$($(BIN)/python -c 'from mlflywheel import images; print(getattr(images, "$(IMAGE)".upper().replace("-", "_")))')" .
+	@[ -n "$(BUILD_IMAGE)" ] || { echo 'make: PATH: none of buildah, podman and docker; one is needed.' \
+		'Fix: install one, or name it: make image BUILD_IMAGE="/path/to/buildah build".' >&2; exit 1; }
+	@image=$$($(BIN)/python -c 'from mlflywheel import images; print(getattr(images, "$(IMAGE)".upper().replace("-", "_")))') \
+	&& set -x && $(BUILD_IMAGE) $(IMAGE_FLAGS) -f serving/$(IMAGE:-gpu=).Containerfile \
+		$(if $(filter %-gpu,$(IMAGE)),--build-arg LOCK=$(IMAGE).txt) --build-arg IMAGE="$$image" \
+		--build-arg VERSION="$${image##*:}" --build-arg COMMIT="$(COMMIT)" -t "$$image" .
+
+images: ## Build all three
+	for image in components predictor predictor-gpu; do $(MAKE) image IMAGE=$$image || exit 1; done
+
+licences: setup ## Fail where an installed package has a licence that may not be shipped, or names none
+	$(BIN)/python -m mlflywheel.serving.bill_of_materials --refuse
 
 clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
