@@ -12,6 +12,7 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflywheel.errors import MlflywheelError, UsageError
@@ -35,6 +37,9 @@ FORCED_EXIT_CODE = 130
 
 #: How long a computing thread may keep the event loop from running; Python's own 5 ms would add up in a health check.
 _SWITCH_SECONDS = 0.0005
+
+_CLIENT = "KServeClient"
+_CLIENT_MODULE = "kserve.api.kserve_client"
 
 _Result = TypeVar("_Result")
 
@@ -283,13 +288,34 @@ class _Process:
 
 
 def _import_kserve() -> None:
-    """Import kserve without showing it our command line, which it would read as its own."""
+    """Import kserve without showing it our command line, which it would read as its own.
+
+    Half of the time would go to Kubernetes' client, for kserve's KServeClient alone. A predictor has no use for it; a
+    model that asks for `kserve.KServeClient` gets it then.
+    """
     # gRPC's own library would write what a client sent to standard error, line ends included: a client could write log
     # lines of its own.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    is_first = "kserve" not in sys.modules
     values = sys.argv
     sys.argv = values[:1]
+    if is_first:
+        stand_in = ModuleType(_CLIENT_MODULE)
+        vars(stand_in)[_CLIENT] = None
+        sys.modules[_CLIENT_MODULE] = stand_in
     try:
-        import kserve  # noqa: F401 (imported for its effect on the modules that follow)
+        import kserve
     finally:
         sys.argv = values
+        if is_first:
+            del sys.modules[_CLIENT_MODULE]
+    if is_first:
+        vars(kserve).pop(_CLIENT, None)
+        vars(kserve)["__getattr__"] = _import_client
+
+
+def _import_client(name: str) -> Any:
+    """Answer for an attribute that the module kserve lacks."""
+    if name != _CLIENT:
+        raise AttributeError(f"module 'kserve' has no attribute {name!r}")
+    return getattr(importlib.import_module(_CLIENT_MODULE), _CLIENT)

@@ -8,6 +8,15 @@ import pytest
 collect_ignore_glob = ["*conftest.py"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hand out files in the order of their names, so that cluster, local and serving tests come before unit tests.
+
+    xdist would start with the files of most tests: the longest ones have few, and one worker would wait for the other.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder `shared` beside the repository: published specifications and data that are too large to commit."""

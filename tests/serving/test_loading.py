@@ -172,6 +172,17 @@ def test_the_command_line_says_what_is_wrong(options: list[str], code: int, text
     assert code == 0 or len(ended.stderr.splitlines()) == 1
 
 
+def test_kubernetes_client_is_imported_by_those_who_ask_for_it() -> None:
+    code = (
+        "import sys; from mlflywheel.serving import server; server._import_kserve()\n"
+        "import kserve; assert 'kubernetes' not in sys.modules; assert not hasattr(kserve, 'NoSuchName')\n"
+        "server._import_kserve(); assert 'kubernetes' not in sys.modules\n"
+        "from kserve import KServeClient; assert KServeClient.__module__ == 'kserve.api.kserve_client'\n"
+        "assert 'kubernetes' in sys.modules; assert kserve.KServeClient is KServeClient"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_port_that_is_taken_is_named(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         running = start(f"--http_port={taken.getsockname()[1]}")

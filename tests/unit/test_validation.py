@@ -532,6 +532,18 @@ def test_reading_a_suite_does_not_import_great_expectations() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_suite_without_rules_is_checked_without_great_expectations() -> None:
+    code = (
+        "import sys; import pyarrow as pa; from mlflywheel.data.validation import read_suite, validate\n"
+        "result = validate(pa.table({'a': [1, 2]}), pa.table({'a': [1]}), read_suite({'schema': 1}, 'e.json'))\n"
+        "result.raise_for_errors()\n"
+        "assert (result.rules, result.counts) == ((), {'rows': 2, 'prepared': 1})\n"
+        "assert 'great_expectations' not in sys.modules\n"
+        "import great_expectations; assert result.checker == f'great_expectations {great_expectations.__version__}'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 # Computed columns and masking
 
 

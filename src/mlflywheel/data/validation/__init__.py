@@ -9,7 +9,8 @@ entity. `validate` hands both to Great Expectations and returns counts, shares a
     write_report(result, Path("validation.html"), Path("validation.json"))
     result.raise_for_errors()
 
-Importing this package is cheap: Great Expectations (about 7 s) is imported by `validate` alone.
+Importing this package is cheap: Great Expectations (about 7 s) is imported by `validate` alone, and only for a suite
+with rules.
 """
 
 from mlflywheel.data.validation.checks import validate
