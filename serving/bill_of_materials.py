@@ -18,6 +18,7 @@ import json
 import platform
 import re
 import sys
+import sysconfig
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,12 +91,16 @@ def list_packages(path: Sequence[str] | None = None) -> list[Package]:
     """Return the installed packages, sorted by name; of two versions the one that is imported.
 
     Args:
-        path: Folders to look in; where Python imports from by default.
+        path: Folders to look in; where packages are installed by default.
     """
     from packaging.utils import canonicalize_name
 
+    if path is None:
+        # Not all that Python imports from: what a process has put there besides is not in the image.
+        path = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+
     found: dict[str, Distribution] = {}
-    for distribution in distributions(path=list(sys.path if path is None else path)):
+    for distribution in distributions(path=list(dict.fromkeys(path))):
         if "Name" in distribution.metadata:
             found.setdefault(str(canonicalize_name(distribution.metadata["Name"])), distribution)
     return [

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import NO_RULES
+from command_line import LEAN_PLAN, NO_RULES
 from kfp import components, local
 
 from mlflywheel.cluster.registration import RUN_ID_VARIABLE
@@ -99,7 +99,8 @@ def refused(new_folder: Callable[[str], Path]) -> LocalRun:
     """A run whose gate asks for more than any model gives."""
     gates = "schema: 1\ngates:\n  - {metric: coherence_c_npmi, at_least: 0.999}\n  - {metric: num_topics, at_least: 1}"
     table = generate_ad_campaigns(campaigns=80)
-    given = {"gates": gates, "params": '{"num_topics": 5}', "model_name": "never", "expectations": NO_RULES}
+    given = {"gates": gates, "params": '{"num_topics": 5}', "model_name": "never"}
+    given |= {"expectations": NO_RULES, "plan": LEAN_PLAN}
     return run_locally(new_folder("refused"), table, **given)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import NO_RULES, Finished, run
+from command_line import LEAN_PLAN, NO_RULES, Finished, run
 
 from mlflywheel import Client
 from mlflywheel.pipelines.catalog import find_pipeline
@@ -95,7 +95,7 @@ def test_a_second_run_of_the_same_data_by_the_path_of_the_yaml_gives_the_same_mo
         find_pipeline("ad-campaigns").compiled,
         sample,
         params={"num_topics": 12},
-        arguments={"gates": GATES % "-1", "split_seed": 3, "expectations": NO_RULES},
+        arguments={"gates": GATES % "-1", "split_seed": 3, "expectations": NO_RULES, "plan": LEAN_PLAN},
     )
     first, second = (EmbeddedRegistry(runs / "registry.sqlite").get("ad-campaigns", number) for number in "12")
     assert again.raise_for_status().model == "ad-campaigns@2"
@@ -105,7 +105,8 @@ def test_a_second_run_of_the_same_data_by_the_path_of_the_yaml_gives_the_same_mo
 
 def test_refused_gate_is_exit_code_3_and_registers_nothing(tmp_path: Path, sample: Path) -> None:
     (tmp_path / "gates.yaml").write_text(GATES % "0.9999", encoding="utf-8")
-    words = ["--gates", "gates.yaml", "--param", "num_topics=12", "--set", f"expectations={NO_RULES}"]
+    words = ["--gates", "gates.yaml", "--param", "num_topics=12"]
+    words += ["--set", f"expectations={NO_RULES}", "--set", f"plan={LEAN_PLAN}"]
     finished = run(tmp_path, "--data", str(sample), *words)
     assert finished.code == 3
     assert "coherence_c_npmi" in finished.errors.splitlines()[-1]

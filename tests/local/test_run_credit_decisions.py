@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from command_line import Finished, run
+from command_line import NO_RULES, Finished, run
 
 from mlflywheel import Client
 from mlflywheel.data.ingestion import ingest
@@ -93,7 +93,11 @@ def test_another_table_needs_configuration_alone(tmp_path: Path) -> None:
         tmp_path / "customers.parquet",
         prepare=prepare,
         params={"algorithm": "boosted_trees", "max_iter": 40},
-        arguments={"plan": '{"schema": 1, "fairness": {"groups": ["region"]}}', "model_name": "churn"},
+        arguments={
+            "plan": '{"schema": 1, "fairness": {"groups": ["region"]}, "explanations": {"rows": 0}}',
+            "model_name": "churn",
+            "expectations": NO_RULES,
+        },
     ).raise_for_status()
     assert made.metrics["auc"] > 0.75
     scores = pq.read_table(made.summary["artifacts"]["scores"])

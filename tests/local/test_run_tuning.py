@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command_line import NO_RULES, Finished, run, start
+from command_line import LEAN_PLAN, NO_RULES, Finished, run, start
 
 from mlflywheel.pipelines.catalog import find_pipeline
 from mlflywheel.registry import EmbeddedRegistry
@@ -52,7 +52,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Finished:
     write_experiment(folder, 3)
     (folder / "gates.yaml").write_text(GATES, encoding="utf-8")
     words = ["--set", "tune=true", "--experiment", "experiment.yaml", "--gates", "gates.yaml"]
-    words += ["--set", f"expectations={NO_RULES}"]
+    words += ["--set", f"expectations={NO_RULES}", "--set", f"plan={LEAN_PLAN}"]
     # Two topics for eight verticals: nearly any trial is better.
     return run(folder, "--data", str(sample), *words, "--param", "num_topics=2", "--param", "seed=5", "--json")
 

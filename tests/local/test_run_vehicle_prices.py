@@ -145,6 +145,8 @@ def test_drivers_are_factors_of_known_facts(succeeded: Finished) -> None:
         }
 
 
+# What configuration alone does to a table is tested in test_vehicle_preparation; this is a whole run more.
+@pytest.mark.long
 def test_another_countrys_file_needs_configuration_alone(succeeded: Finished, tmp_path: Path) -> None:
     """Other names, miles, pounds, and the columns of engine size and tax; the truth is that of the German sample."""
     data = write_sample(tmp_path / "listings.csv", LISTINGS, market="united-kingdom")
