@@ -25,6 +25,7 @@ standard deviation", Statistical Methods in Medical Research 21 (2012). Pairs to
 confidence regions for the means of multivariate normal distributions", JASA 62 (1967).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -191,15 +192,15 @@ class Means:
         return _combine(self._means, self.interval(confidence), left, right)
 
 
-class _Paired:
+class _Paired(ABC):
     """Contrasts of two models over independent groups, from each group's interval of every combination of the two."""
 
     new_values: Numbers
     old_values: Numbers
 
+    @abstractmethod
     def _intervals(self, confidence: float) -> list[tuple[Numbers, Numbers, Numbers]]:
         """Return value, low and high by group of each entry of `_COMBINED`."""
-        raise NotImplementedError
 
     def bound(
         self, new: tuple[int, int], old_left: Places, old_right: Places, confidence: float
