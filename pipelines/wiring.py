@@ -7,7 +7,7 @@ other steps is a function of its own, with the same components.
 from pathlib import Path
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 
 from mlflywheel.components import (
     deploy_model,
@@ -24,6 +24,10 @@ from mlflywheel.components import (
     validate_data,
 )
 from mlflywheel.pipelines.configuration import read_configuration
+
+# Of manifests/base and manifests/pipelines. A cluster whose store needs neither starts the steps without them.
+_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_STORE_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MINIO_ENDPOINT", "MLFLYWHEEL_S3_SECRET")
 
 
 def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, description: str) -> Any:
@@ -153,6 +157,8 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
         # Another version may have gone into use since, and be what this one is compared with.
         evaluated.set_caching_options(False)
         evaluated.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
+        for step in (ingested, tuned, evaluated):
+            _give_store(step)
         with dsl.If(evaluated.outputs["Output"] == "held", name="gates-held"):
             extension = extend_model(fitted=trained.outputs["fitted"], holdout=split.outputs["holdout"])
             extended = extension.outputs["extended"]
@@ -182,6 +188,7 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
                 approve=approve,
             )
             registered.set_caching_options(False).set_retry(3, backoff_duration="10s")
+            _give_store(registered)
             scored = score_table(extended=extended, table=table, model_version=registered.outputs["Output"])
             scored.set_cpu_request("1").set_memory_request("2G").set_memory_limit("8G")
             deployed = deploy_model(
@@ -201,3 +208,12 @@ def build_pipeline(*, name: str, model: str, folder: Path, display_name: str, de
             refuse_model(verdict=evaluated.outputs["verdict"])
 
     return dsl.pipeline(name=name, display_name=display_name, description=description)(pipeline)
+
+
+def _give_store(step: dsl.PipelineTask) -> None:
+    """Let a step read and write the object store: by reference, so that no key stands in the compiled YAML.
+
+    Runs on one machine leave this out, and find the same variables in their own environment.
+    """
+    kubernetes.use_secret_as_env(step, "model-store", {name: name for name in _STORE_KEYS}, optional=True)
+    kubernetes.use_config_map_as_env(step, "mlflywheel-store", {name: name for name in _STORE_SETTINGS}, optional=True)

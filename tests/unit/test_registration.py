@@ -371,7 +371,7 @@ class TestObjectStore:
     def test_minio_becomes_s3_with_kubeflow_s_own_endpoint_and_secret(self, register_again: Register) -> None:
         version = register_again("minio://mlpipeline/v2/artifacts/model")
         assert version.uri == "s3://mlpipeline/v2/artifacts/model"
-        assert version.endpoint == "http://minio-service.kubeflow:9000"
+        assert version.endpoint == "http://seaweedfs.kubeflow:9000"
         assert version.secret == "mlpipeline-minio-artifact"
 
     @pytest.mark.parametrize(

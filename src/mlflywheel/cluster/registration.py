@@ -20,8 +20,8 @@ from mlflywheel.storage import s3_endpoint, without_credentials
 # Where servers find the object store and its keys, if that is not where this pod finds them.
 _ENDPOINT_VARIABLE = "MLFLYWHEEL_S3_ENDPOINT"
 _SECRET_VARIABLE = "MLFLYWHEEL_S3_SECRET"
-# What Kubeflow Pipelines installs.
-_MINIO_ENDPOINT = "http://minio-service.kubeflow:9000"
+# What Kubeflow Pipelines installs since 2.16; before that it was minio-service.kubeflow:9000.
+_MINIO_ENDPOINT = "http://seaweedfs.kubeflow:9000"
 KUBEFLOW_SECRET = "mlpipeline-minio-artifact"
 # A local run has a folder named by its own id; kfp.local invents another one that stands nowhere.
 RUN_ID_VARIABLE = "MLFLYWHEEL_RUN_ID"
