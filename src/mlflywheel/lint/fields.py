@@ -106,11 +106,21 @@ class Field:
         self._refuse("a string")
         return None
 
-    def whole(self) -> int | None:
-        """Return a whole number."""
-        if self.value is None or (isinstance(self.value, int) and not isinstance(self.value, bool)):
-            return self.value
-        self._refuse("a whole number")
+    def whole(self, bits: int = 64) -> int | None:
+        """Return a whole number with a sign.
+
+        Args:
+            bits: As many as KServe's own type has: it cannot read an object with a number beyond them.
+        """
+        value = self.value
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value.bit_length() < bits:
+                return value
+            self._refuse(f"a whole number of {bits} bits")
+        else:
+            self._refuse("a whole number")
         return None
 
     def flag(self) -> bool | None:

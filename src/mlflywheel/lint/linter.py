@@ -96,7 +96,8 @@ def describe_rules() -> str:
         "rules, never errors. Sources are files of KServe 0.20 and its documentation, unless they say otherwise. What",
         "the CRDs check themselves is not repeated here, but for the types of fields that a rule reads.",
         "",
-        "This page is `mlflywheel.lint.describe_rules()`.",
+        "[The same objects shown to KServe's webhooks](lint-agreement.md) say where both agree. This page is",
+        "`mlflywheel.lint.describe_rules()`.",
     ]
     for group in GROUPS:
         lines += ["", f"## {_HEADINGS[group]}", "", "| rule | severity | finds | source |", "|---|---|---|---|"]

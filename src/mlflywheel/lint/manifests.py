@@ -27,6 +27,7 @@ KSERVE_VERSIONS: Mapping[str, tuple[str, ...]] = {
 DEPLOYMENT_MODE = f"{KSERVE_GROUP}/deploymentMode"
 AUTOSCALER_CLASS = f"{KSERVE_GROUP}/autoscalerClass"
 KNATIVE_CLASS = "autoscaling.knative.dev/class"
+GPU_TYPES = f"{KSERVE_GROUP}/gpu-resource-types"
 LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
 MODES = ("Standard", "Knative", "ModelMesh")
 MAIN_CONTAINER = "kserve-container"
@@ -96,8 +97,10 @@ class Manifest:
         return f"{self.kind[:63]} {self.namespace[:63] + '/' if self.namespace else ''}{name}"
 
     def annotation(self, name: str) -> str | None:
-        """Return an annotation's value."""
-        return self.annotations[name].text()
+        """Return an annotation's value; null is an empty one, as for Go."""
+        field, written = self.annotations[name], self.annotations.value
+        is_null = isinstance(written, Mapping) and name in written and not field.exists
+        return "" if is_null else field.text()
 
     def find_line(self, path: Path) -> int | None:
         """Return the line of a field, or of the nearest one above it."""
@@ -214,12 +217,25 @@ class _Owner:
     @cached_property
     def gpu_names(self) -> tuple[str, ...]:
         """Resource names that stand for GPUs, with those that an annotation adds."""
-        text = self.manifest.annotation(f"{KSERVE_GROUP}/gpu-resource-types")
+        return (*_GPUS, *(self.custom_gpu_names or ()))
+
+    @property
+    def gpu_list(self) -> Field:
+        """The annotation that names further GPUs."""
+        return self.manifest.annotations[GPU_TYPES]
+
+    @cached_property
+    def custom_gpu_names(self) -> tuple[str, ...] | None:
+        """What that annotation adds; None if it is malformed."""
+        text = self.gpu_list.text()
+        if not text:
+            return ()
         try:
-            more = json.loads(text) if text else []
+            names = json.loads(text)
         except (ValueError, RecursionError):
-            more = []
-        return (*_GPUS, *(name for name in (more if isinstance(more, list) else ()) if isinstance(name, str)))
+            return None
+        valid = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+        return tuple(names) if valid else None
 
 
 class Workload(_Owner):
@@ -245,6 +261,11 @@ class Runtime(_Owner):
         """Whether it serves every namespace."""
         return self.manifest.kind == "ClusterServingRuntime"
 
+    @property
+    def gpu_list(self) -> Field:
+        """The annotation that names further GPUs, of its pods and not its own."""
+        return self.field["annotations"][GPU_TYPES]
+
     @cached_property
     def disabled(self) -> bool:
         """Whether KServe passes it over."""
@@ -259,7 +280,7 @@ class Runtime(_Owner):
                 entry["name"].text() or "",
                 entry["version"].text(),
                 entry["autoSelect"].flag() is True,
-                entry["priority"].whole(),
+                entry["priority"].whole(32),
             )
             for entry in self.field["supportedModelFormats"].items()
         ]
@@ -467,6 +488,8 @@ class Component(_Owner):
         worker = self.field["workerSpec"]
         for entry in worker["containers"].items():
             found.append(Container(self, [entry], [worker], "side", "model", False))
+        for entry in worker["initContainers"].items():
+            found.append(Container(self, [entry], [worker], "init", "model", False))
         return found
 
     @cached_property
@@ -476,6 +499,11 @@ class Component(_Owner):
         return self.field["annotations"][name].text() or self.manifest.annotation(name) or "hpa"
 
     @cached_property
+    def checked_scalers(self) -> frozenset[str]:
+        """The classes by whose rules its scaling has to go: the webhook reads the service's annotation alone."""
+        return frozenset({self.scaler, self.manifest.annotation(AUTOSCALER_CLASS) or self.scaler})
+
+    @cached_property
     def knative_hpa(self) -> bool:
         """Whether Knative scales it with an HPA."""
         return self.manifest.annotation(KNATIVE_CLASS) == "hpa.autoscaling.knative.dev"
@@ -483,13 +511,13 @@ class Component(_Owner):
     @cached_property
     def least(self) -> int:
         """The least number of replicas that was asked for."""
-        replicas = self.field["minReplicas"].whole()
+        replicas = self.field["minReplicas"].whole(32)
         return 1 if replicas is None else replicas
 
     @cached_property
     def most(self) -> int:
         """The most replicas; 0 if there is no bound."""
-        return self.field["maxReplicas"].whole() or 0
+        return self.field["maxReplicas"].whole(32) or 0
 
     @cached_property
     def metrics(self) -> list[Field]:
@@ -522,6 +550,23 @@ class Component(_Owner):
         labels["component"] = kind
         labels["app"] = f"isvc.{self.workload_name}"
         return labels
+
+
+def single_uri(component: Component) -> Field | None:
+    """Return where the one storage URI of a component stands: in its model, or as STORAGE_URI in its container."""
+    if component.model is not None:
+        field = component.model["storageUri"]
+        # The explainer's is no pointer, so that KServe takes an empty one for none.
+        return field if field.exists and (component.kind != "explainer" or field.text()) else None
+    entries = component.field["containers"].items()
+    # KServe names a predictor's only container itself.
+    if component.kind == "canary" or (component.kind == "predictor" and len(entries) > 1):
+        entries = [entry for entry in entries if entry["name"].text() == MAIN_CONTAINER]
+    for container in entries[:1]:
+        for variable in container["env"].items():
+            if variable["name"].text() == "STORAGE_URI":
+                return variable["value"]
+    return None
 
 
 class Service:

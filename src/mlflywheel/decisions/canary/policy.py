@@ -28,7 +28,7 @@ steps: [1, 5, 25, 50, 100]
 alpha: 0.05
 # The share of equally good candidates for which the plan's number of requests suffices. It changes no decision.
 power: 0.9
-# A step ends only after both.
+# A step ends only after both. Fewer seconds than three windows have would end it before harm can be found.
 minimum: {requests: 50, seconds: 120}
 # How long one piece of evidence is, and how long after a change of weights the next one starts.
 window_seconds: 30

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from mlflywheel.lint.fields import show
 from mlflywheel.lint.findings import Fault, rule
-from mlflywheel.lint.manifests import Service
+from mlflywheel.lint.manifests import Service, single_uri
 
 _VALIDATION = "KServe inference_service_validation.go validateCanarySpecs"
 
@@ -52,7 +52,7 @@ def check_canary_percent(service: Service) -> Iterator[Fault]:
     entries = service.spec["canary"].items()
     fields += [entry["trafficPercent"] for entry in entries]
     for field in fields:
-        percent = field.whole()
+        percent = field.whole(64 if "canaryTrafficPercent" in field.path else 32)
         if percent is not None and not 0 <= percent <= 100:
             yield Fault(field, f"the share is {percent} percent", "write 0 to 100")
     total = sum(entry["trafficPercent"].whole() or 0 for entry in entries)
@@ -65,8 +65,12 @@ def check_canary_spec(service: Service) -> Iterator[Fault]:
     """A canary has a name of its own and a fixed number of replicas."""
     if not service.canaries:
         return
-    if service.predictor.model is None and not service.predictor.implementations:
-        yield Fault(service.predictor.field, "a canary needs a stable predictor with a model", "write one")
+    if service.predictor.model is None and single_uri(service.predictor) is None:
+        yield Fault(
+            service.predictor.field,
+            "a canary needs a stable predictor with a model",
+            "write model, or the variable STORAGE_URI in its container",
+        )
     stable = service.predictor.field["name"].text()
     names: set[str] = set()
     for canary in service.canaries:
@@ -80,11 +84,12 @@ def check_canary_spec(service: Service) -> Iterator[Fault]:
         names.add(name or "")
         for field in ("workerSpec", "scaleTarget", "scaleMetric", "autoScaling", "maxReplicas"):
             found = canary.field[field]
-            if found.exists and found.value != 0:
+            # A maximum of 0 is none.
+            if found.exists and (field != "maxReplicas" or found.value != 0):
                 yield Fault(
                     found, f"KServe refuses {field} in a canary", "remove it; a canary has minReplicas replicas"
                 )
-        least = canary.field["minReplicas"].whole()
+        least = canary.field["minReplicas"].whole(32)
         if least is not None and least > service.predictor.least:
             yield Fault(
                 canary.field["minReplicas"],

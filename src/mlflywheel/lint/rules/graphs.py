@@ -13,7 +13,7 @@ _TARGETS = ("nodeName", "serviceName", "serviceUrl")
 @rule("graph-root", "error", "fails", "A graph has no node called root", _VALIDATION, Graph)
 def check_graph_root(graph: Graph) -> Iterator[Fault]:
     """Requests enter there."""
-    if "root" not in dict(graph.nodes.entries()):
+    if not graph.nodes["root"].exists:
         yield Fault(graph.nodes, "no node is called root", "call the first node root")
 
 

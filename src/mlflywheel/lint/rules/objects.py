@@ -7,8 +7,8 @@ from mlflywheel.lint.fields import show
 from mlflywheel.lint.findings import Fault, rule
 from mlflywheel.lint.manifests import KSERVE_GROUP, KSERVE_VERSIONS, Manifest, Manifests, Service
 
-_NAME = re.compile(r"[a-z](?:[-a-z0-9]*[a-z0-9])?", re.ASCII)
-_NAMED_BY_WEBHOOK = ("InferenceService", "InferenceGraph")
+_NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
+_NAMES = {"InferenceService": _NAME, "InferenceGraph": _NAME, "TrainedModel": "[a-zA-Z0-9_-]+"}
 _LONGEST_LABEL = 63
 
 
@@ -64,17 +64,22 @@ def check_duplicate_objects(manifests: Manifests) -> Iterator[Fault]:
     "service-name",
     "error",
     "fails",
-    "The name of an InferenceService or InferenceGraph is not lower-case letters, digits and '-', from a letter on",
-    "KServe inference_service_validation.go, inference_graph_validation.go",
+    "The name of an InferenceService or InferenceGraph is not lower-case letters, digits and '-', from a letter on, or "
+    "that of a TrainedModel has a dot",
+    "KServe inference_service_validation.go, inference_graph_validation.go, trainedmodel_webhook.go",
     Manifest,
 )
 def check_service_name(manifest: Manifest) -> Iterator[Fault]:
     """KServe's webhook refuses it; Kubernetes itself would allow digits and dots."""
-    named = manifest.group == KSERVE_GROUP and manifest.kind in _NAMED_BY_WEBHOOK and manifest.name
-    if named and not _NAME.fullmatch(manifest.name):
+    pattern = _NAMES.get(manifest.kind) if manifest.group == KSERVE_GROUP else None
+    field = manifest.metadata["name" if manifest.name else "generateName"]
+    prefix = field.text()
+    # The API server puts letters and digits behind generateName.
+    name = manifest.name or (prefix and f"{prefix}x")
+    if pattern and name and not re.fullmatch(pattern, name, re.ASCII):
         yield Fault(
-            manifest.metadata["name"],
-            f"the name is {show(manifest.name)}, and KServe takes [a-z]([-a-z0-9]*[a-z0-9])?",
+            field,
+            f"the name is {field.show()}, and KServe takes {pattern}",
             "use lower-case letters, digits and '-', from a letter on",
         )
 

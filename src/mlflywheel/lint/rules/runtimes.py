@@ -27,27 +27,31 @@ _BUILT_IN = (
 )
 
 
-def _list_rivals(manifests: Manifests) -> Iterator[tuple[Format, Runtime, Format, Runtime]]:
-    """Yield pairs of formats between which KServe would have to choose, each with its runtime."""
-    seen: dict[tuple[bool, str, str | None], list[tuple[Format, Runtime]]] = defaultdict(list)
+def _list_rivals(manifests: Manifests) -> Iterator[tuple[Format, Runtime]]:
+    """Yield formats between which and one of another runtime KServe would have to choose, and that runtime.
+
+    Both have one priority, or none.
+    """
+    seen: dict[tuple[object, ...], list[Runtime]] = defaultdict(list)
     for runtime in manifests.runtimes:
         for entry in runtime.formats if not runtime.disabled else ():
             if not entry.auto_select:
                 continue
             # KServe compares names without case here, and with case where it selects.
-            others = seen[runtime.cluster_wide, entry.name.lower(), entry.version]
-            for other, rival in others:
+            # Priorities are compared whether or not there are workers; without any, services choose by those first.
+            key = entry.priority if entry.priority is not None else runtime.multi_node
+            others = seen[runtime.cluster_wide, entry.name.lower(), entry.version, entry.priority is None, key]
+            for rival in others:
                 if (
                     rival is not runtime
                     and rival.manifest.name != runtime.manifest.name
                     and (runtime.cluster_wide or runtime.manifest.sees(rival.manifest))
                     and set(runtime.protocols) & set(rival.protocols)
-                    and runtime.field["multiModel"].flag() is rival.field["multiModel"].flag()
-                    and runtime.multi_node == rival.multi_node
+                    and (runtime.field["multiModel"].flag() is True) is (rival.field["multiModel"].flag() is True)
                 ):
-                    yield entry, runtime, other, rival
+                    yield entry, rival
                     break
-            others.append((entry, runtime))
+            others.append(runtime)
 
 
 @rule(
@@ -60,8 +64,8 @@ def _list_rivals(manifests: Manifests) -> Iterator[tuple[Format, Runtime, Format
 )
 def check_runtime_priority(manifests: Manifests) -> Iterator[Fault]:
     """Priorities decide only if they differ."""
-    for entry, _, other, rival in _list_rivals(manifests):
-        if entry.priority is not None and entry.priority == other.priority:
+    for entry, rival in _list_rivals(manifests):
+        if entry.priority is not None:
             yield Fault(
                 entry.field["priority"],
                 f"{rival.manifest.title} selects the format {show(entry.name)} with priority {entry.priority} too",
@@ -89,8 +93,8 @@ def check_runtime_priority(manifests: Manifests) -> Iterator[Fault]:
 )
 def check_runtime_ambiguous(manifests: Manifests) -> Iterator[Fault]:
     """Then protocols and dates of creation decide."""
-    for entry, _, other, rival in _list_rivals(manifests):
-        if entry.priority is None and other.priority is None:
+    for entry, rival in _list_rivals(manifests):
+        if entry.priority is None:
             yield Fault(
                 entry.field,
                 f"{rival.manifest.title} selects the format {show(entry.name)} too, so dates of creation decide",

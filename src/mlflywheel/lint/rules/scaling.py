@@ -9,6 +9,8 @@ from mlflywheel.lint.manifests import AUTOSCALER_CLASS, Component, Service
 
 _VALIDATION = "KServe inference_service_validation.go"
 _LEAST_MEMORY = Decimal(2**20)
+#: Modes that KServe's webhook checks by the rules of Knative's autoscaler.
+_COUNTING = ("Knative", "ModelMesh")
 
 
 @rule(
@@ -65,7 +67,7 @@ def check_scale_metric(component: Component) -> Iterator[Fault]:
     if not metric:
         return
     mode = component.service.mode
-    if mode == "Knative" and not component.knative_hpa and metric not in ("concurrency", "rps"):
+    if _uses_kpa(component) and metric not in ("concurrency", "rps"):
         yield Fault(
             field,
             f"Knative's autoscaler does not scale by {metric[:40]}",
@@ -77,7 +79,7 @@ def check_scale_metric(component: Component) -> Iterator[Fault]:
             f"the HPA does not scale by {metric[:40]}",
             "write cpu or memory, or use KEDA with a query that counts requests",
         )
-    elif mode == "Standard" and component.scaler == "keda":
+    elif mode == "Standard" and "keda" in component.checked_scalers:
         yield Fault(field, "KServe refuses scaleMetric with KEDA", "write autoScaling.metrics")
 
 
@@ -92,15 +94,16 @@ def check_scale_metric(component: Component) -> Iterator[Fault]:
 def check_scale_target(component: Component) -> Iterator[Fault]:
     """A percentage for the HPA, requests a second for Knative."""
     field, metric = component.field["scaleTarget"], component.field["scaleMetric"].text()
-    target = field.whole()
+    target = field.whole(32)
     if target is None:
         return
-    if component.service.mode == "Standard" and component.scaler == "hpa":
+    if _uses_hpa(component):
         # Without the class the webhook does not look, and an HPA takes more than 100 percent of a request.
-        most = 100 if component.manifest.annotation(AUTOSCALER_CLASS) else 2**31 - 1
+        is_checked = component.service.mode != "Standard" or component.manifest.annotation(AUTOSCALER_CLASS)
+        most = 100 if is_checked else 2**31 - 1
         if not 1 <= target <= most:
             yield Fault(field, f"the HPA's target is a percentage, and this is {target}", "write 1 to 100")
-    elif component.service.mode == "Knative" and metric == "rps" and target < 1:
+    elif _uses_kpa(component) and metric == "rps" and target < 1:
         yield Fault(field, f"{target} requests a second is no target", "write 1 or more")
 
 
@@ -138,9 +141,9 @@ def check_hpa_metrics(component: Component) -> Iterator[Fault]:
 )
 def check_keda_metrics(component: Component) -> Iterator[Fault]:
     """Targets of queries are values, of CPU a utilization."""
-    if component.service.mode != "Standard" or component.scaler != "keda":
+    if component.service.mode != "Standard" or "keda" not in component.checked_scalers:
         return
-    if not component.metrics:
+    if not component.metrics and component.scaler == "keda":
         yield Fault(
             component.field.at("autoScaling", "metrics"),
             "KEDA has nothing to scale by",
@@ -202,16 +205,16 @@ def _check_target(target: Field) -> Iterator[Fault]:
     "deployment-strategy-for-mode",
     "error",
     "fails",
-    "deploymentStrategy in Knative mode",
+    "deploymentStrategy in another mode than Standard",
     f"{_VALIDATION} validateScalingKPACompExtension",
     Component,
 )
 def check_deployment_strategy(component: Component) -> Iterator[Fault]:
     """Knative rolls revisions out by traffic."""
-    if component.service.mode == "Knative" and not component.knative_hpa:
+    if _uses_kpa(component):
         field = component.field["deploymentStrategy"]
         if field.exists:
-            yield Fault(field, "KServe refuses it in Knative mode", "remove it, or use Standard mode")
+            yield Fault(field, f"KServe refuses it in {component.service.mode} mode", "remove it, or use Standard mode")
 
 
 @rule(
@@ -294,4 +297,8 @@ def check_keda_scale_to_zero(component: Component) -> Iterator[Fault]:
 
 def _uses_hpa(component: Component) -> bool:
     mode = component.service.mode
-    return (mode == "Standard" and component.scaler == "hpa") or (mode == "Knative" and component.knative_hpa)
+    return (mode == "Standard" and "hpa" in component.checked_scalers) or (mode in _COUNTING and component.knative_hpa)
+
+
+def _uses_kpa(component: Component) -> bool:
+    return component.service.mode in _COUNTING and not component.knative_hpa

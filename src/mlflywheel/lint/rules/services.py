@@ -9,16 +9,20 @@ from mlflywheel.lint.manifests import (
     AUTOSCALER_CLASS,
     DEPLOYMENT_MODE,
     FRAMEWORKS,
+    GPU_TYPES,
+    KSERVE_GROUP,
     LEGACY_MODES,
     MAIN_CONTAINER,
     MODES,
     TRANSFORMER_CONTAINER,
     Component,
     Container,
+    Manifest,
     Manifests,
     Runtime,
     Service,
     read_scheme,
+    single_uri,
 )
 
 _VALIDATION = "KServe inference_service_validation.go"
@@ -40,7 +44,15 @@ _SCHEMES = (
     "s3",
     "webhdfs",
 )
+#: What the CRD fills in.
+_MODEL_FOLDER = "/mnt/models"
 _BASIC_RESOURCES = ("cpu", "memory", "storage", "ephemeral-storage")
+_WORKER_CONTAINER = "worker-container"
+_AGENT_PREFIXES = ("s3://", "gs://", "https://", "http://")
+_GPU = "nvidia.com/gpu"
+_MIG_PREFIX = "nvidia.com/mig"
+#: Frameworks whose storage KServe checks.
+_CHECKED_STORAGE = ("art", "huggingface", "onnx", "pmml", "pytorch", "tensorflow")
 _AZURE = re.compile(r"https://.+\.blob\.core\.windows\.net/.+")
 
 
@@ -54,7 +66,7 @@ _AZURE = re.compile(r"https://.+\.blob\.core\.windows\.net/.+")
 )
 def check_deployment_mode_missing(service: Service) -> Iterator[Fault]:
     """Rules that depend on the mode are not applied then."""
-    if not service.manifest.annotation(DEPLOYMENT_MODE):
+    if service.manifest.annotation(DEPLOYMENT_MODE) is None:
         yield Fault(
             service.manifest.annotations[DEPLOYMENT_MODE],
             "the mode is the cluster's default, Standard in some installations and Knative in others, and it cannot be "
@@ -93,7 +105,7 @@ def check_deployment_mode_legacy(service: Service) -> Iterator[Fault]:
 def check_deployment_mode_unknown(service: Service) -> Iterator[Fault]:
     """The controller takes the default without a word, and later updates are refused."""
     written = service.manifest.annotation(DEPLOYMENT_MODE)
-    if written and written not in (*MODES, *LEGACY_MODES):
+    if written is not None and written not in (*MODES, *LEGACY_MODES):
         yield Fault(
             service.manifest.annotations[DEPLOYMENT_MODE],
             f"KServe does not know the mode {show(written)}; it takes the cluster's default and then refuses updates",
@@ -111,13 +123,17 @@ def check_deployment_mode_unknown(service: Service) -> Iterator[Fault]:
 )
 def check_autoscaler_class(service: Service) -> Iterator[Fault]:
     """The class kpa is a constant of KServe that its webhook refuses."""
-    places = [service.manifest.annotations, *(component.field["annotations"] for component in service.components)]
-    for place in places:
-        field = place[AUTOSCALER_CLASS]
-        if field.exists and field.text() not in (None, *_SCALERS):
+    fields = [service.manifest.annotations[AUTOSCALER_CLASS]] if _is_named(service) else []
+    fields += [found for one in service.components if (found := one.field["annotations"][AUTOSCALER_CLASS]).exists]
+    for field in fields:
+        if field.value is None or field.text() not in (None, *_SCALERS):
             yield Fault(
                 field, f"the class {field.show()} is refused", f"write one of {', '.join(_SCALERS)}, or remove it"
             )
+
+
+def _is_named(service: Service) -> bool:
+    return service.manifest.annotation(AUTOSCALER_CLASS) is not None
 
 
 @rule(
@@ -235,7 +251,7 @@ def check_storage_uris(component: Component) -> Iterator[Fault]:
     entries = component.field["storageUris"]
     if not entries.exists:
         return
-    single = _single_uri(component)
+    single = single_uri(component)
     if single is not None:
         yield Fault(entries, "storageUri and storageUris are both set", "keep one of them")
     paths: dict[bool, list[str]] = {False: [], True: []}
@@ -243,9 +259,8 @@ def check_storage_uris(component: Component) -> Iterator[Fault]:
         uri, mount = entry["uri"].text(), entry["mountPath"]
         if not uri:
             yield Fault(entry["uri"], "the URI is missing", "write uri")
-        path = mount.text()
+        path = _MODEL_FOLDER if mount.value is None else mount.text()
         if path is None:
-            # The CRD fills in KServe's own folder.
             continue
         if path == "/" or not path.startswith("/") or ".." in path:
             yield Fault(
@@ -263,20 +278,6 @@ def check_storage_uris(component: Component) -> Iterator[Fault]:
         )
 
 
-def _single_uri(component: Component) -> Field | None:
-    if component.model is not None:
-        field = component.model["storageUri"]
-        return field if field.exists else None
-    entries = component.field["containers"].items()
-    if component.kind in ("predictor", "canary"):
-        entries = [entry for entry in entries if entry["name"].text() == MAIN_CONTAINER]
-    for container in entries[:1]:
-        for variable in container["env"].items():
-            if variable["name"].text() == "STORAGE_URI" and variable["value"].exists:
-                return variable["value"]
-    return None
-
-
 @rule(
     "transformer-storage-uri",
     "error",
@@ -287,7 +288,11 @@ def _single_uri(component: Component) -> Field | None:
 )
 def check_transformer_storage_uri(service: Service) -> Iterator[Fault]:
     """The model is mounted for the predictor only."""
-    for container in service.predictor.field["containers"].items():
+    containers = service.predictor.field["containers"].items()
+    if len(containers) == 1 and service.predictor.model is None:
+        # Whatever it is called, KServe makes it the predictor's.
+        return
+    for container in containers:
         if container["name"].text() == TRANSFORMER_CONTAINER:
             for entry in container["env"].items():
                 if entry["name"].text() == "STORAGE_URI":
@@ -338,7 +343,7 @@ def _list_uris(service: Service) -> Iterator[tuple[Field, str]]:
     for component in [*service.components, *service.canaries]:
         if component.field["storageContainerName"].exists:
             continue
-        single = _single_uri(component)
+        single = single_uri(component)
         fields = [single] if single is not None else []
         fields += [entry["uri"] for entry in component.field["storageUris"].items()]
         for field in fields:
@@ -384,6 +389,59 @@ def check_confidential(component: Component) -> Iterator[Fault]:
 
 
 @rule(
+    "framework-field",
+    "error",
+    "fails",
+    "A field such as onnx or tensorflow in a canary or in ModelMesh mode, or art, which KServe checks as such",
+    "KServe predictor_onnxruntime.go, predictor_tfserving.go, predictor_torchserve.go Validate; component.go "
+    "validateStorageSpec",
+    Service,
+)
+def check_framework_field(service: Service) -> Iterator[Fault]:
+    """Elsewhere KServe makes `model` of it first, which it does not check so."""
+    checked = [service.predictor] if service.mode == "ModelMesh" else []
+    checked += service.canaries
+    checked += [component for component in service.components if component.kind == "explainer"]
+    for component in checked:
+        field = component.model
+        if field is None or field.path[-1] == "model":
+            continue
+        name, uri = field.path[-1], field["storageUri"].text()
+        extension = re.search(r"\.[^./]*$", uri or "")
+        if name == "onnx" and extension is not None and extension[0] != ".onnx":
+            yield Fault(field["storageUri"], f"the file ends in {extension[0][:20]}", "name a file that ends in .onnx")
+        version = field["runtimeVersion"].text()
+        if name in ("tensorflow", "pytorch") and version is not None:
+            # KServe looks at limits only.
+            limits = [resource for resource, _ in field.at("resources", "limits").entries()]
+            has_gpu = any(resource == _GPU or resource.startswith(_MIG_PREFIX) for resource in limits)
+            if has_gpu is not ("-gpu" in version):
+                seen = "a GPU and a runtimeVersion without" if has_gpu else "no GPU and a runtimeVersion with"
+                yield Fault(field["runtimeVersion"], f"{seen} -gpu", "let both be for a GPU, or neither")
+        if name in _CHECKED_STORAGE and field["storage"].exists:
+            kind = field.at("storage", "parameters", "type").text()
+            written = uri if uri is not None else None if kind is None else f"{kind}://"
+            if written is not None and not written.startswith(("s3://", "hdfs://", "webhdfs://")):
+                yield Fault(field["storage"], f"storage has the address {show(written)}", "use s3, hdfs or webhdfs")
+
+
+@rule(
+    "trained-model-uri",
+    "error",
+    "fails",
+    "The address of a TrainedModel is none that KServe's agent reads",
+    "KServe trainedmodel_webhook.go validateStorageURI",
+    Manifest,
+)
+def check_trained_model_uri(manifest: Manifest) -> Iterator[Fault]:
+    """The agent reads fewer schemes than the storage initializer."""
+    if manifest.group == KSERVE_GROUP and manifest.kind == "TrainedModel":
+        field = manifest.root.at("spec", "model", "storageUri")
+        if not (field.text() or "").startswith(_AGENT_PREFIXES):
+            yield Fault(field, f"the URI is {field.show()}", f"write one with {', '.join(_AGENT_PREFIXES)}")
+
+
+@rule(
     "multi-node",
     "error",
     "fails",
@@ -396,8 +454,9 @@ def check_multi_node(manifests: Manifests) -> Iterator[Fault]:
     predictors = [service.predictor for service in manifests.services if service.predictor.field["workerSpec"].exists]
     for predictor in predictors:
         yield from _check_workers(predictor)
-        model = predictor.field["model"]
-        if not model.exists:
+        # In ModelMesh mode KServe does not make a model of a framework's field.
+        model = predictor.field["model"] if predictor.service.mode == "ModelMesh" else predictor.model
+        if model is None or not model.exists:
             continue
         yield from _check_parallel_env(model)
         yield from _check_accelerators(predictor, model)
@@ -417,6 +476,8 @@ def check_multi_node(manifests: Manifests) -> Iterator[Fault]:
     for runtime in manifests.runtimes:
         if runtime.multi_node and not runtime.disabled:
             yield from _check_workers(runtime)
+            if not runtime.field["workerSpec"]["containers"].items():
+                yield Fault(runtime.field["workerSpec"], "the worker has no container", "write one")
             if runtime.main is not None:
                 yield from _check_parallel_env(runtime.main)
                 yield from _check_accelerators(runtime, runtime.main)
@@ -424,6 +485,14 @@ def check_multi_node(manifests: Manifests) -> Iterator[Fault]:
 
 def _check_workers(owner: Component | Runtime) -> Iterator[Fault]:
     workers = owner.field["workerSpec"]
+    # The webhook reads the list only where it compares resources with it.
+    compares = isinstance(owner, Runtime) or owner.model is not None or workers["containers"].items()
+    if owner.custom_gpu_names is None and compares:
+        yield Fault(
+            owner.gpu_list,
+            f"the list of GPUs is {owner.gpu_list.show()}",
+            "write a JSON list of at least one name, such as '[\"example.com/gpu\"]'",
+        )
     if len(workers["containers"].items()) > 1:
         yield Fault(workers["containers"], "a worker has several containers", "keep one")
     for name in ("pipelineParallelSize", "tensorParallelSize"):
@@ -431,7 +500,9 @@ def _check_workers(owner: Component | Runtime) -> Iterator[Fault]:
         if size is not None and size < 1:
             yield Fault(workers[name], f"{name} is {size}", "write 1 or more")
     for container in workers["containers"].items():
-        yield from _check_accelerators(owner, container)
+        # Of a runtime the webhook looks at that container alone.
+        if isinstance(owner, Component) or container["name"].text() == _WORKER_CONTAINER:
+            yield from _check_accelerators(owner, container)
 
 
 def _check_parallel_env(container: Field) -> Iterator[Fault]:
@@ -447,5 +518,5 @@ def _check_accelerators(owner: Component | Runtime, container: Field) -> Iterato
                 yield Fault(
                     field,
                     f"KServe takes {name[:63]} for a GPU that it does not know",
-                    "list it in the annotation serving.kserve.io/gpu-resource-types, as a JSON list",
+                    f"list it in the annotation {GPU_TYPES}, as a JSON list",
                 )
