@@ -17,7 +17,7 @@ from mlflywheel.errors import MissingExtraError, MlflywheelError, ModelFilesErro
 from mlflywheel.evaluation.judging import Champion, Predecessors
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import load_model, verify_model_folder
-from mlflywheel.registry import ModelRegistry, ModelVersion, State
+from mlflywheel.registry import ModelRegistry, ModelVersion, State, to_readable_uri
 from mlflywheel.registry.dossier import read_dossier
 
 
@@ -84,7 +84,7 @@ def _list_versions(registry: ModelRegistry, name: str) -> list[ModelVersion]:
 
 def _load(version: ModelVersion, scratch: Path, progress: ProgressCallback) -> Champion:
     try:
-        address = _address(version)
+        address = to_readable_uri(version.uri, version.endpoint, version.secret)
         local = storage.local_path(address)
         if local is None:
             storage.download_folder(address, scratch, progress)
@@ -109,25 +109,3 @@ def _load(version: ModelVersion, scratch: Path, progress: ProgressCallback) -> C
             error.needed,
             f"{error.fix}; or archive {version.reference}, and an older version or none is the champion",
         ) from error
-
-
-def _address(version: ModelVersion) -> str:
-    """Return where to read the files: a registered `s3://` address may be one of another server than Amazon's.
-
-    The registration turns `minio://` into `s3://` with an endpoint, as KServe reads it. The keys of one server are not
-    sent to another that a record names, so the server must be named in this process too.
-    """
-    if not version.uri.startswith("s3://") or not version.endpoint or storage.s3_endpoint("s3"):
-        return version.uri
-    if storage.s3_endpoint("minio"):
-        return "minio://" + version.uri.removeprefix("s3://")
-    raise ModelFilesError(
-        storage.without_credentials(version.uri),
-        f"it lies at {version.endpoint}, and no variable names that server here",
-        "the server's address and its keys are needed",
-        f"set AWS_ENDPOINT_URL_S3 to {version.endpoint}, and the keys{_name_secret(version)}",
-    )
-
-
-def _name_secret(version: ModelVersion) -> str:
-    return f" of the secret {version.secret}" if version.secret else ""

@@ -78,9 +78,18 @@ def show_model(
         print(json.dumps({**values, "history": [transition.to_dict() for transition in history]}, default=str))
         return
     console = Console()
+    stored = {name: value for name, value in (("endpoint", version.endpoint), ("secret", version.secret)) if value}
     console.print(Text(version.reference, "bold") + Text(f"  {version.state}"))
     for title, entries in (
-        ("", {"uri": version.uri, "hash": version.hash, "registered": f"{version.created_at:%Y-%m-%d %H:%M} UTC"}),
+        (
+            "",
+            {
+                "uri": version.uri,
+                **stored,
+                "hash": version.hash,
+                "registered": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
+            },
+        ),
         ("Metrics", {name: f"{value:.6g}" for name, value in sorted(version.metrics.items())}),
         ("Parameters", {name: str(value) for name, value in sorted(version.parameters.items())}),
         ("Made from", dict(sorted(version.lineage.items()))),

@@ -7,7 +7,7 @@ picks one of them by address.
 """
 
 from mlflywheel.registry.embedded import EmbeddedRegistry
-from mlflywheel.registry.locations import ServingLocation, to_serving_uri
+from mlflywheel.registry.locations import ServingLocation, to_readable_uri, to_serving_uri
 from mlflywheel.registry.records import (
     ModelRegistry,
     ModelVersion,
@@ -30,5 +30,6 @@ __all__ = [
     "Transition",
     "VersionDraft",
     "parse_reference",
+    "to_readable_uri",
     "to_serving_uri",
 ]

@@ -49,6 +49,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mlflywheel.errors import DataError, MlflywheelError, RegistryError
+from mlflywheel.registry.locations import to_readable_uri
 
 if TYPE_CHECKING:
     from mlflywheel.registry.records import ModelVersion
@@ -92,7 +93,7 @@ def read_dossier(version: "ModelVersion") -> Mapping[str, Any] | None:
     if not uri:
         return None
     where = f"dossier of {version.reference}, {uri}"
-    text = _read_bytes(uri, where)
+    text = _read_bytes(to_readable_uri(uri, version.endpoint, version.secret), where)
     found, expected = hash_dossier(text), version.lineage.get(HASH_KEY, "")
     if found != expected:
         raise RegistryError(
@@ -128,7 +129,7 @@ def check_dossier(text: bytes, where: str) -> Dossier:
     """
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or not isinstance(document.get("schema"), int):
         raise RegistryError(where, "not a dossier", "a JSON object with a schema is needed", "run the pipeline again")
@@ -202,5 +203,8 @@ def _read_bytes(uri: str, where: str) -> bytes:
             return file.read()
     except MlflywheelError as error:
         raise DataError(
-            where, error.seen, "the registration wrote it there", "restore the file, or run the pipeline again"
+            where,
+            error.seen,
+            f"the registration wrote it there, and {error.needed}",
+            f"{error.fix}; or restore the file, or run the pipeline again",
         ) from error

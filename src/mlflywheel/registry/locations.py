@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from mlflywheel.errors import UsageError
+from mlflywheel.storage import s3_endpoint
 
 _S3_SCHEMES = ("minio", "s3")
 # What KServe's storage initializer reads, and `file` for a registry that stays on one machine.
 _OTHER_SCHEMES = ("gs", "https", "http", "pvc", "hf", "oci", "file")
+_ANNOTATION = "serving.kserve.io/s3-"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,31 @@ class ServingLocation:
         'ad-campaigns/1'
         """
         return urlsplit(self.uri).path.lstrip("/")
+
+    def secret_annotations(self, region: str = "us-east-1") -> dict[str, str]:
+        """Return what KServe has to find on the secret with the keys, to ask the right server.
+
+        KServe reads the keys themselves from the secret's entries `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and
+        only from secrets that the predictor's service account lists.
+
+        Args:
+            region: The region that requests are signed for; MinIO takes any.
+
+        >>> ServingLocation("s3://models/1", "http://minio-service.kubeflow:9000").secret_annotations()
+        ... # doctest: +NORMALIZE_WHITESPACE
+        {'serving.kserve.io/s3-region': 'us-east-1',
+         'serving.kserve.io/s3-endpoint': 'minio-service.kubeflow:9000',
+         'serving.kserve.io/s3-usehttps': '0', 'serving.kserve.io/s3-verifyssl': '0'}
+        """
+        annotations = {f"{_ANNOTATION}region": region}
+        if self.endpoint:
+            encrypted = "1" if self.endpoint.startswith("https://") else "0"
+            annotations |= {
+                f"{_ANNOTATION}endpoint": self.endpoint.partition("://")[2],
+                f"{_ANNOTATION}usehttps": encrypted,
+                f"{_ANNOTATION}verifyssl": encrypted,
+            }
+        return annotations
 
 
 def to_serving_uri(uri: str, endpoint: str = "", secret: str = "") -> ServingLocation:
@@ -112,3 +139,38 @@ def to_serving_uri(uri: str, endpoint: str = "", secret: str = "") -> ServingLoc
             "endpoint", "it carries credentials", "only the server's address belongs here", "name a secret instead"
         )
     return ServingLocation(f"s3://{rest.rstrip('/')}", endpoint.rstrip("/"), secret)
+
+
+def to_readable_uri(uri: str, endpoint: str = "", secret: str = "") -> str:
+    """Return the address by which this process reads what a registry entry names.
+
+    An entry says `s3://` and where the server is. The keys of one server are not sent to another one that an entry
+    names, so a variable has to name the server here too: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, by which `s3://`
+    is read, or `MINIO_ENDPOINT`, by which `minio://` is. Where both are set and differ, the entry's endpoint decides.
+    The address of a server inside a cluster may be another one outside, so none has to be equal.
+
+    Args:
+        uri: Of a registered version, its dossier or its card.
+        endpoint: Of the version; empty for Amazon's own and for other schemes than `s3://`.
+        secret: Of the version; named in the error.
+
+    Raises:
+        UsageError: No variable names a server, and the entry does.
+
+    >>> to_readable_uri("gs://models/1")
+    'gs://models/1'
+    """
+    if not uri.startswith("s3://") or not endpoint:
+        return uri
+    found = {scheme: s3_endpoint(scheme) for scheme in _S3_SCHEMES}
+    if found["s3"] and (found["s3"] == endpoint or found["minio"] != endpoint):
+        return uri
+    if found["minio"]:
+        return f"minio://{uri.removeprefix('s3://')}"
+    raise UsageError(
+        uri,
+        f"it lies at {endpoint}, and no variable names that server here",
+        "the server's address and its keys are needed",
+        f"set AWS_ENDPOINT_URL_S3 to {endpoint}, and the keys{f' of the secret {secret}' if secret else ''}; "
+        "from outside its cluster the server may have another address",
+    )

@@ -1,0 +1,1 @@
+"""What `mlflywheel.storage` costs beside boto3 and s3fs."""
