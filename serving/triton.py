@@ -162,6 +162,7 @@ def read_signature(graph: Path) -> Signature:
         import onnxruntime
     except ImportError:
         raise MissingExtraError.of("onnxruntime", "onnx", "writing a model repository for Triton") from None
+    _refuse_external_data(graph)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -178,6 +179,47 @@ def read_signature(graph: Path) -> Signature:
         tuple(_describe(graph, value) for value in session.get_inputs()),
         tuple(_describe(graph, value) for value in session.get_outputs()),
     )
+
+
+def _refuse_external_data(graph: Path) -> None:
+    """Refuse a graph whose weights lie in other files: it would choose which files the server reads."""
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtraError.of("onnx", "onnx", "writing a model repository for Triton") from None
+    try:
+        content = onnx.load_model(str(graph), load_external_data=False)
+    except Exception as error:
+        # A parser's own, which has no class in common with the others.
+        raise ModelFilesError(
+            str(graph), f"no ONNX graph ({type(error).__name__})", "a graph is needed", "save the model again"
+        ) from None
+    # Tensors stand among the initializers, in attributes of nodes, and in graphs that are such attributes.
+    pending = [content.graph]
+    pending_nodes = [node for function in content.functions for node in function.node]
+    while pending or pending_nodes:
+        tensors = []
+        if pending:
+            part = pending.pop()
+            tensors = [
+                *part.initializer,
+                *(half for one in part.sparse_initializer for half in (one.values, one.indices)),
+            ]
+            pending_nodes.extend(part.node)
+        for attribute in (attribute for node in pending_nodes for attribute in node.attribute):
+            tensors += [attribute.t, *attribute.tensors]
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors += [sparse.values, sparse.indices]
+            pending += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
+        pending_nodes = []
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+                raise ModelFilesError(
+                    str(graph),
+                    f"the tensor {tensor.name[:60]!r} lies in another file",
+                    "a graph holds its own weights",
+                    "save the model again",
+                )
 
 
 def _describe(graph: Path, value: Any) -> Tensor:

@@ -20,6 +20,19 @@ that a command line can print one line, a service can answer 4xx or 5xx, and a t
 
 from typing import Any, ClassVar
 
+# C0 without tabulator and line feed, DEL, C1, and what turns the direction of text around.
+_CONTROLS = (range(9), range(11, 32), range(0x7F, 0xA0), range(0x202A, 0x202F), range(0x2066, 0x206A))
+_WRITTEN_CONTROLS = {code: ascii(chr(code))[1:-1] for codes in _CONTROLS for code in codes}
+
+
+def show_controls(text: str) -> str:
+    r"""Write control characters as `\x1b`, so that text from a file cannot move the cursor, or rename a terminal.
+
+    >>> show_controls("red\x1b[31m")
+    'red\\x1b[31m'
+    """
+    return text.translate(_WRITTEN_CONTROLS)
+
 
 class MlflywheelError(Exception):
     """An error a user can act on.
@@ -41,7 +54,7 @@ class MlflywheelError(Exception):
         self.seen = seen
         self.needed = needed
         self.fix = fix
-        super().__init__(f"{where}: {seen}; {needed}. Fix: {fix}.")
+        super().__init__(show_controls(f"{where}: {seen}; {needed}. Fix: {fix}."))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parts, as they stand in `summary.json` and in an event."""

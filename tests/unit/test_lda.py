@@ -308,7 +308,7 @@ def test_a_damaged_model_is_refused(fitted, tmp_path):
     refuse("FileNotFoundError")
     fitted.write(tmp_path)
     np.save(tmp_path / "topic_counts.npy", np.zeros((6, 3), np.float32))
-    refuse(r"lda.json says float32 \(6, 120\)")
+    refuse(r"the shape \(6, 3\), and \(6, 120\) is needed")
     np.save(tmp_path / "topic_counts.npy", np.array([{"code": 1}], dtype=object), allow_pickle=True)
     refuse("allow_pickle=False")
     fitted.write(tmp_path)

@@ -34,6 +34,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ _SAMPLE_BYTES = 100_000
 _PIECE_BYTES = 8 * 2**20
 _FIRST_BLOCK_BYTES = 16 * 2**20
 _LAST_BLOCK_BYTES = 2**30
+# Tables shrink to a tenth or a thirtieth. Gzip can shrink what repeats to a thousandth, as bombs do.
+_LARGEST_RATIO = 200
+_UNSUSPICIOUS_BYTES = 2**28
+# Each column costs milliseconds whatever it holds, and a megabyte can name half a million.
+_MOST_COLUMNS = 10_000
 
 # First bytes of what people mistake for a table, with what it is and how to make a table of it.
 _AS_CSV = "save it as CSV (UTF-8) or Parquet"
@@ -297,6 +303,13 @@ def _decompress(source: _Source, progress: ProgressCallback) -> pa.Buffer:
         with source.path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
             while piece := file.read(_PIECE_BYTES):
                 sink.write(piece)
+                if sink.tell() > max(_UNSUSPICIOUS_BYTES, _LARGEST_RATIO * size):
+                    raise DataError(
+                        source.where,
+                        f"{size:,} compressed bytes become more than {_LARGEST_RATIO} times as many",
+                        "a table that was compressed is needed, which shrinks less",
+                        "decompress it yourself with gunzip if you trust it",
+                    )
                 progress("decompressing", raw.tell(), size)
     except EOFError:
         raise DataError(
@@ -316,8 +329,16 @@ def _first_line(error: Exception) -> str:
 def _check_names(source: _Source, names: Sequence[str]) -> list[str]:
     """Strip the names of columns, name the nameless, and refuse a name that stands twice."""
     named = [name.strip() or f"column_{position}" for position, name in enumerate(names, start=1)]
+    if len(named) > _MOST_COLUMNS:
+        raise DataError(
+            source.where,
+            f"{len(named):,} columns",
+            f"at most {_MOST_COLUMNS:,} are read",
+            "check the delimiter, or export the columns that are needed",
+        )
+    counted = Counter(named)
     for name in named:
-        if named.count(name) > 1:
+        if counted[name] > 1:
             positions = [str(position) for position, other in enumerate(named, start=1) if other == name]
             raise DataError(
                 source.where,

@@ -26,13 +26,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlflywheel.errors import ModelFilesError, UsageError
+from mlflywheel.errors import MlflywheelError, ModelFilesError, UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
 ENTRY_POINT_GROUP = "mlflywheel.models"
 _SHOWN_CHARACTERS = 100
+_SHOWN_ERROR_CHARACTERS = 200
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -431,11 +432,14 @@ class Model(ABC):
             )
         try:
             return cls.read(folder)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # The files are what was saved, but not what this version reads, or a manifest was written by hand.
+        except MlflywheelError:
+            raise
+        except Exception as error:
+            # The files are what was saved, but not what this version reads, or a manifest was written by hand: whoever
+            # writes files also chooses what reading them raises.
             raise ModelFilesError(
                 str(folder),
-                f"{type(error).__name__}: {error}".splitlines()[0],
+                f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_ERROR_CHARACTERS].rstrip("."),
                 f"files as {cls.__name__} {cls.format_version} writes them are needed",
                 "load it with the library version that wrote it",
             ) from error
@@ -491,11 +495,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         complete = (
             isinstance(manifest["schema"], int)
             and isinstance(manifest["files"], dict)
+            and all(isinstance(digest, str) for digest in manifest["files"].values())
             and isinstance(manifest["hash"], str)
             and isinstance(manifest["model"], str)
             and all(isinstance(manifest["format"][key], str) for key in ("name", "version"))
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         complete = False
     if not complete:
         raise ModelFilesError(
@@ -559,7 +564,7 @@ def load_model_class(name: str) -> type[Model]:
             f"an entry point ({', '.join(sorted(points))}) or module:Class is needed",
             "install the package that brings the model, or correct the name",
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Model)):
+    if not (isinstance(found, type) and issubclass(found, Model) and found is not Model):
         raise UsageError(
             f"model {name}",
             f"{target} is not a Model",

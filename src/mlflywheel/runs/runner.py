@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,12 +33,15 @@ from mlflywheel.models.contract import Evaluation, Section
 from mlflywheel.reports import Report, render_report
 from mlflywheel.reproducibility import THREAD_VARIABLES
 from mlflywheel.runs.folder import RunFolder, Story, compose_summary, new_run_id, write_json
+from mlflywheel.storage import without_credentials
 
 #: Folder of searches for parameters, beside the folders of the pipelines.
 SEARCHES = "searches"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0
 _FULL_DISK_BYTES = 1_000_000
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECRET_IN_QUERY = re.compile(r"&[^=&]*(sig|token|credential|secret|passw|key)[^=&]*=.", re.IGNORECASE)
 
 EventCallback = Callable[[Mapping[str, Any]], None]
 
@@ -108,7 +112,8 @@ def check_arguments(compiled: Path, arguments: Mapping[str, Any]) -> dict[str, A
     Text from a command line is read as the parameter's type.
 
     Raises:
-        UsageError: Unknown or missing parameter, or a value of the wrong type; or the file is not a compiled pipeline.
+        UsageError: Unknown or missing parameter, a value of the wrong type, or an address that holds a password or a
+            signature; or the file is not a compiled pipeline.
     """
     parameters = read_parameters(compiled)
     values: dict[str, Any] = {}
@@ -120,6 +125,7 @@ def check_arguments(compiled: Path, arguments: Mapping[str, Any]) -> dict[str, A
                 f"it has {', '.join(sorted(parameters))}",
                 "correct the name",
             )
+        _refuse_credentials(name, value)
         values[name] = _read_value(name, value, parameters[name].get("parameterType", "STRING"))
     for name, definition in parameters.items():
         if name not in values and "defaultValue" in definition:
@@ -131,6 +137,21 @@ def check_arguments(compiled: Path, arguments: Mapping[str, Any]) -> dict[str, A
                 f"pipeline parameter {name}", "no value", "it has no default", f"give one with --set {name}=..."
             )
     return values
+
+
+def _refuse_credentials(name: str, value: Any) -> None:
+    """Refuse an address with a password: KFP writes every argument to logs, to its database and to command lines."""
+    if not isinstance(value, str) or not _ADDRESS.match(value):
+        return
+    shown = without_credentials(value)
+    place, _, query = value.partition("#")[0].partition("?")
+    if place != shown.partition("?")[0] or _SECRET_IN_QUERY.search(f"&{query}"):
+        raise UsageError(
+            f"{name} {shown}",
+            "the address holds a password or a signature",
+            "arguments of a run stand in its logs, its report and its command lines",
+            "put user and password into ~/.netrc, the keys of a store into the environment, or download the file first",
+        )
 
 
 def read_parameters(compiled: Path) -> dict[str, dict[str, Any]]:

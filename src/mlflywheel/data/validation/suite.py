@@ -179,6 +179,14 @@ def read_suite(text_or_mapping: str | Mapping[str, Any], where: str) -> Suite:
                 "a suite is one JSON object",
                 "correct the file at this place",
             ) from None
+        except (ValueError, RecursionError) as error:
+            # A number of thousands of digits, or lists inside each other without end.
+            raise UsageError(
+                where,
+                f"not JSON ({error})".partition(";")[0].rstrip(")") + ")",
+                "a suite is one JSON object",
+                "shorten it",
+            ) from None
     if not isinstance(content, Mapping):
         raise UsageError(
             where, f"a {type(content).__name__}", "a suite is one JSON object", 'write {"schema": 1, "rows": [...]}'

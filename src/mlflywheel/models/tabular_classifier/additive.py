@@ -75,6 +75,8 @@ class Additive:
         for name, array in arrays.items():
             if array.shape != ((len(encoder.owners) - count,) if name == "effects" else (count,)):
                 raise ValueError(f"{name} of shape {array.shape} does not fit the encoding")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds what is no number")
         return cls(float(values["base"]), **arrays)
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mlflywheel.models.arrays import check_texts
 from mlflywheel.models.tabular_classifier.preparation import Kind, is_text, read_column, read_numbers, read_texts
 
 
@@ -189,16 +190,30 @@ class Encoder:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Encoder":
-        """Rebuild from `to_dict`."""
-        return cls(
-            tuple(values["numbers"]),
-            tuple((float(low), float(high)) for low, high in values["ranges"]),
-            tuple(bool(flag) for flag in values["number_missing"]),
-            tuple(
-                Category(entry["name"], tuple(entry["levels"]), entry["has_rare"], entry["has_missing"])
-                for entry in values["categories"]
-            ),
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: A name that is no text or stands twice, or not one range a number.
+        """
+        numbers = check_texts(values["numbers"], "numbers")
+        ranges = tuple((float(low), float(high)) for low, high in values["ranges"])
+        number_missing = tuple(bool(flag) for flag in values["number_missing"])
+        # Widths are counted with these flags: a large number in their place would ask for as many columns.
+        categories = tuple(
+            Category(
+                str(entry["name"]),
+                check_texts(entry["levels"], "levels"),
+                entry["has_rare"] is True,
+                entry["has_missing"] is True,
+            )
+            for entry in values["categories"]
         )
+        found = cls(numbers, ranges, number_missing, categories)
+        if not len(numbers) == len(ranges) == len(number_missing):
+            raise ValueError("there is not one range a number")
+        if len(set(found.features)) < len(found.features) or not all(category.width for category in categories):
+            raise ValueError("a feature stands twice, or has no column")
+        return found
 
 
 def _to_float32(numbers: NDArray[np.float64]) -> NDArray[np.float64]:

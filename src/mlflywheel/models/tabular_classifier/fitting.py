@@ -13,6 +13,7 @@ from pydantic import Field
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import read_json
 from mlflywheel.models.contract import Settings
 from mlflywheel.models.tabular_classifier.additive import Additive, fit_additive
 from mlflywheel.models.tabular_classifier.encoding import Encoder, Rows
@@ -85,7 +86,7 @@ class References:
     @classmethod
     def read(cls, folder: Path, encoder: Encoder) -> "References":
         """Read what `write` wrote."""
-        content: dict[str, Any] = json.loads((folder / _REFERENCES).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / _REFERENCES)
         models = {name: Additive.from_dict(values, encoder) for name, values in content["models"].items()}
         return cls(
             float(content["base_rate"]),

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import check_texts, read_json
 from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, RowScores, Settings
 from mlflywheel.models.tabular_classifier.additive import Additive
 from mlflywheel.models.tabular_classifier.encoding import Encoder, Rows
@@ -364,15 +365,18 @@ class TabularClassifier(Model):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read what `write` wrote."""
-        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        model = read_json(folder / "model.json")
         encoder = Encoder.from_dict(model["encoding"])
         scorer: Additive | Trees
         if (folder / "trees").is_dir():
             scorer = Trees.read(folder / "trees", len(encoder.owners))
         else:
-            values = json.loads((folder / "logistic.json").read_text(encoding="utf-8"))
+            values = read_json(folder / "logistic.json")
             scorer = Additive.from_dict(values, encoder)
         kept = model["training"]
+        check_texts([kept["target"], kept["positive"], kept["negative"], *kept["attributes"]], "training")
+        if not all(type(kept[name]) is int for name in ("rows", "positives")) or kept["rows"] < 1:
+            raise ValueError("the training rows are not counted")
         found = cls(
             FitParams.model_validate(model["params"]),
             Fitted(encoder, scorer, References.read(folder, encoder)),

@@ -30,6 +30,7 @@ from scipy.sparse import csr_matrix
 
 from mlflywheel.errors import MissingExtraError, ModelError, ModelFilesError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import read_array, read_json
 from mlflywheel.models.contract import Settings
 from mlflywheel.models.topic_fingerprints.attribution import Decomposition
 
@@ -282,10 +283,11 @@ class Lda:
             ModelFilesError: A file is missing, unreadable or contradicts the other.
         """
         try:
-            facts = json.loads((folder / "lda.json").read_text(encoding="utf-8"))
+            facts = read_json(folder / "lda.json")
             params = LdaParams.model_validate(facts["params"])
-            topic_counts = np.load(folder / "topic_counts.npy", allow_pickle=False)
-            needed = (facts["num_topics"], facts["num_terms"])
+            topic_counts = read_array(
+                folder / "topic_counts.npy", np.float32, (facts["num_topics"], facts["num_terms"])
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelFilesError(
                 str(folder),
@@ -293,13 +295,6 @@ class Lda:
                 "lda.json and topic_counts.npy are needed",
                 "copy the whole folder again",
             ) from error
-        if topic_counts.shape != needed or topic_counts.dtype != np.float32:
-            raise ModelFilesError(
-                str(folder / "topic_counts.npy"),
-                f"{topic_counts.dtype} {topic_counts.shape}",
-                f"lda.json says float32 {needed}",
-                "copy the whole folder again",
-            )
         return cls(params, topic_counts)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import check_texts, read_array, read_json
 from mlflywheel.models.contract import Column, DeviceName, Evaluation, Measurement, Model, RowScores, Settings
 from mlflywheel.models.topic_fingerprints.attribution import Decomposition, TermContributions
 from mlflywheel.models.topic_fingerprints.device import Device, choose_device
@@ -162,6 +163,10 @@ class Topics(Protocol):
     @property
     def num_topics(self) -> int:
         """Number of topics."""
+
+    @property
+    def num_terms(self) -> int:
+        """Number of terms: columns of the counts."""
 
     def transform(self, counts: sp.csr_matrix) -> np.ndarray:
         """Return fingerprints."""
@@ -661,18 +666,43 @@ class TopicFingerprints(Model):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read what `write` wrote."""
-        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        description = read_json(folder / "model.json")
         params = FitParams.model_validate(description["params"])
+        features = _read_parquet(folder / "vocabulary.parquet")["feature"].combine_chunks()
+        if not pa.types.is_string(features.type):
+            raise ValueError("vocabulary.parquet holds no texts")
+        vocabulary = Vocabulary(features)
+        catalogue = _read_parquet(folder / "catalogue.parquet").combine_chunks()
         algorithms: dict[str, Callable[[Path], Topics]] = {"rotated-lsa": RotatedLsa.read, "lda": Lda.read}
+        topics = algorithms[params.algorithm](folder / "topics")
+        named = tuple(
+            Topic(int(t["id"]), t["name"], check_texts(t["terms"], "terms"), tuple(map(float, t["weights"])))
+            for t in description["topics"]
+        )
+        check_texts([topic.name for topic in named], "names of topics")
+        rows = catalogue.num_rows
+        count = topics.num_topics
+        if [topic.id for topic in named] != list(range(count)):
+            raise ValueError(f"{len(named)} named topics of {count}")
+        # Compiled code reads a row of the topics for each term's column.
+        if not len(vocabulary) == len(set(vocabulary.words)) == topics.num_terms:
+            raise ValueError(f"the vocabulary of {len(vocabulary)} features is not that of the topics")
+        if vocabulary.features.null_count:
+            raise ValueError("a feature of the vocabulary is missing")
+        _check_catalogue(catalogue)
+        center = read_array(folder / "center.npy", np.float32, (count,))
+        fingerprints = read_array(folder / "fingerprints.npy", np.float32, (rows, count))
+        if not (np.isfinite(center).all() and np.isfinite(fingerprints).all()):
+            raise ValueError("a fingerprint holds what is no number")
         return cls(
             params,
-            Vocabulary(pq.read_table(folder / "vocabulary.parquet")["feature"].combine_chunks()),
-            algorithms[params.algorithm](folder / "topics"),
-            tuple(Topic(t["id"], t["name"], tuple(t["terms"]), tuple(t["weights"])) for t in description["topics"]),
-            np.load(folder / "center.npy", allow_pickle=False),
-            pq.read_table(folder / "catalogue.parquet").combine_chunks(),
-            np.load(folder / "fingerprints.npy", allow_pickle=False),
-            np.load(folder / "known.npy", allow_pickle=False),
+            vocabulary,
+            topics,
+            named,
+            center,
+            catalogue,
+            fingerprints,
+            read_array(folder / "known.npy", np.bool_, (rows,)),
         )
 
 
@@ -684,6 +714,27 @@ def fit_topics(
     if params.algorithm == "lda":
         return Lda.fit(counts, params.lda.model_copy(update=own), progress)
     return RotatedLsa.fit(counts, params.rotated_lsa.model_copy(update=own), progress)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    # Not `read_table`, which takes `key=value` folders on the way for columns.
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    table.validate(full=True)
+    return table
+
+
+def _check_catalogue(catalogue: pa.Table) -> None:
+    """Raise ValueError if a catalogue has not the columns that every campaign has, or a campaign has no id."""
+    needed = {"campaign_id": pa.string(), "terms": pa.list_(pa.string()), "weights": pa.list_(pa.float32())}
+    for name, kind in needed.items():
+        if name not in catalogue.column_names or catalogue[name].type != kind:
+            raise ValueError(f"catalogue.parquet has no column {name} of type {kind}")
+        if catalogue[name].null_count:
+            raise ValueError(f"catalogue.parquet has no {name} in some rows")
+    lengths = pc.list_value_length(catalogue["terms"]), pc.list_value_length(catalogue["weights"])
+    if not pc.all(pc.equal(*lengths)).as_py() and catalogue.num_rows:
+        raise ValueError("catalogue.parquet has not one weight a term")
 
 
 _RECOMMENDED = pa.list_(

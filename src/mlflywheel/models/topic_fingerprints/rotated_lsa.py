@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import read_array
 from mlflywheel.models.contract import Settings
 from mlflywheel.models.topic_fingerprints.attribution import Decomposition
 from mlflywheel.models.topic_fingerprints.device import LARGE_BATCH, Device, TopicProjection
@@ -171,6 +172,11 @@ class RotatedLsa:
         """Return p(term | topic), float32 (topics, terms)."""
         return _normalise_rows(self._topic_weight)
 
+    @property
+    def num_terms(self) -> int:
+        """Number of terms that it was fitted on."""
+        return len(self.idf)
+
     def term_topic(self) -> np.ndarray:
         """Return p(topic | term), float32 (terms, topics)."""
         return self._term_topic
@@ -212,10 +218,21 @@ class RotatedLsa:
 
     @classmethod
     def read(cls, folder: Path) -> "RotatedLsa":
-        """Read what `write` wrote."""
-        names = ("idf", "term_topic", "topic_weight", "loadings", "prior")
-        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
-        return cls(**arrays)
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: The arrays do not fit each other.
+        """
+        idf = read_array(folder / "idf.npy", np.float32, (None,))
+        prior = read_array(folder / "prior.npy", np.float32, (None,))
+        terms, topics = len(idf), len(prior)
+        return cls(
+            idf,
+            read_array(folder / "term_topic.npy", np.float32, (terms, topics)),
+            read_array(folder / "topic_weight.npy", np.float32, (topics, terms)),
+            read_array(folder / "loadings.npy", np.float32, (terms, topics)),
+            prior,
+        )
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {

@@ -22,6 +22,7 @@ Every number is a float32. Thresholds are too (`ensemble`), so Python and ONNX R
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mlflywheel.models.arrays import check_texts, read_array
 from mlflywheel.models.vehicle_price.preparation import CATEGORIES, NUMBERS, clean_text, read_column
 
 #: Joins a make and a model into one key; no text of a listing holds it after `clean_text`.
@@ -143,13 +145,23 @@ class Schema:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Schema":
-        """Rebuild from `to_dict`."""
-        return cls(
-            tuple(values["numbers"]),
-            tuple(values["categories"]),
-            tuple(tuple(keys) for keys in values["levels"]),
-            tuple(tuple(texts) for texts in values["spellings"]),
-        )
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: A feature that there is not, or twice, or not one list of texts a category.
+        """
+        numbers = check_texts(values["numbers"], "numbers")
+        categories = check_texts(values["categories"], "categories")
+        # A category's name becomes a file's name.
+        for names, known in ((numbers, NUMBERS), (categories, CATEGORIES)):
+            if not set(names) <= set(known) or len(set(names)) < len(names):
+                raise ValueError(f"{', '.join(names)} are not among the features")
+        levels = tuple(check_texts(keys, "levels") for keys in values["levels"])
+        spellings = tuple(check_texts(texts, "spellings") for texts in values["spellings"])
+        sizes = [len(keys) for keys in levels]
+        if len(sizes) != len(categories) or sizes != [len(texts) for texts in spellings]:
+            raise ValueError("levels and spellings are not those of the categories")
+        return cls(numbers, categories, levels, spellings)
 
 
 def make_key(text: str) -> str:
@@ -192,6 +204,29 @@ class Encoder:
     names: tuple[str, ...]
     owners: NDArray[np.int64]
     values: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def read(cls, folder: Path, values: Mapping[str, Any]) -> "Encoder":
+        """Read the numbers of every category from a folder.
+
+        Args:
+            folder: It holds an npy file for each category.
+            values: `schema`, `columns` and `owners`, JSON values.
+
+        Raises:
+            ValueError: They do not fit each other: compiled code writes where `owners` says.
+        """
+        schema = Schema.from_dict(values["schema"])
+        names = check_texts(values["columns"], "columns")
+        tables = tuple(
+            read_array(folder / f"{name}.npy", np.float32, (len(keys), None))
+            for name, keys in zip(schema.categories, schema.levels, strict=True)
+        )
+        widths = [1] * len(schema.numbers) + [table.shape[1] for table in tables]
+        owners = np.repeat(np.arange(len(widths), dtype=np.int64), widths)
+        if values["owners"] != owners.tolist() or len(names) != len(owners) or 0 in widths:
+            raise ValueError("the encoded columns are not those of the features")
+        return cls(schema, names, owners, tables)
 
     @cached_property
     def _padded(self) -> tuple[NDArray[np.float32], ...]:

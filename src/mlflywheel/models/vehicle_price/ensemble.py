@@ -23,10 +23,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlflywheel.models.arrays import read_array
+
 #: Node values are multiples of this.
 GRID = 2.0**-36
 _BLOCK_VALUES = 2**21
-_ARRAYS = ("feature", "threshold", "left", "right", "missing_left", "value", "roots")
+_TYPES = {
+    "feature": np.int32,
+    "threshold": np.float32,
+    "left": np.int32,
+    "right": np.int32,
+    "missing_left": np.bool_,
+    "value": np.float64,
+    "roots": np.int32,
+}
+_ARRAYS = tuple(_TYPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +174,8 @@ class Trees:
         Raises:
             ValueError: The arrays are no trees: an index leads nowhere, or a path has no end.
         """
-        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
-        baseline = float(np.load(folder / "baseline.npy", allow_pickle=False)[0])
+        arrays = {name: read_array(folder / f"{name}.npy", dtype, (None,)) for name, dtype in _TYPES.items()}
+        baseline = float(read_array(folder / "baseline.npy", np.float64, (1,))[0])
         return cls(**arrays, depth=_check_trees(arrays, columns), baseline=baseline)
 
 

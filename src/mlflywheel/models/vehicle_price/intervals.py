@@ -111,10 +111,21 @@ class Intervals:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Intervals":
-        """Rebuild from `to_dict`."""
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: Not one number a group, not one share a width, or a number that is none.
+        """
         arrays = {
             name: np.array(values[name], dtype=np.float64) for name in ("below", "above", "widths", "close_shares")
         }
+        points = arrays["widths"].shape
+        if any(arrays[name].shape != (GROUPS,) for name in ("below", "above")) or len(points) != 1 or points == (0,):
+            raise ValueError("the intervals have the wrong number of groups or of widths")
+        if arrays["close_shares"].shape != points or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("the intervals' shares do not fit their widths, or are no numbers")
+        if not 0 < float(values["lowest"]) <= float(values["highest"]) < math.inf:
+            raise ValueError("the intervals' bounds are no prices")
         return cls(
             coverage=float(values["coverage"]),
             lowest=float(values["lowest"]),

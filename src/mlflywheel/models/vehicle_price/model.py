@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from mlflywheel.errors import ModelError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.arrays import read_json
 from mlflywheel.models.contract import Column, Evaluation, Measurement, Model, RowScores, Settings
 from mlflywheel.models.vehicle_price.encoding import Encoder, Listings, Schema
 from mlflywheel.models.vehicle_price.ensemble import Trees
@@ -448,16 +449,9 @@ class VehiclePrice(Model):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read what `write` wrote."""
-        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        encoding = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
-        intervals = json.loads((folder / "intervals.json").read_text(encoding="utf-8"))
-        schema = Schema.from_dict(encoding["schema"])
-        encoder = Encoder(
-            schema,
-            tuple(encoding["columns"]),
-            np.array(encoding["owners"], dtype=np.int64),
-            tuple(np.load(folder / f"{name}.npy", allow_pickle=False) for name in schema.categories),
-        )
+        model = read_json(folder / "model.json")
+        intervals = read_json(folder / "intervals.json")
+        encoder = Encoder.read(folder, read_json(folder / "encoding.json"))
         columns = len(encoder.names)
         fitted = Fitted(
             encoder,
@@ -466,6 +460,8 @@ class VehiclePrice(Model):
             Intervals.from_dict(intervals),
         )
         kept = model["training"]
+        if not isinstance(kept["currency"], str):
+            raise ValueError("the currency is no text")
         ranges = {
             name: {column: (float(low), float(high)) for column, (low, high) in kept[name].items()}
             for name in ("valid", "seen")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflywheel.errors import ModelError
+from mlflywheel.models.arrays import read_array, read_json
 
 #: Columns of the prepared table that the ridge reads, those of them that hold a value in a training row.
 TEXTS = ("make", "model", "fuel", "gear", "offer_type", "region", "body")
@@ -84,14 +85,12 @@ class References:
         Raises:
             ValueError: The coefficients are not those of the columns.
         """
-        content: dict[str, Any] = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / _JSON)
         texts = {name: tuple(map(str, values)) for name, values in content["texts"].items()}
         numbers = {name: (float(a), float(b), float(c)) for name, (a, b, c) in content["numbers"].items()}
-        coefficients = np.load(folder / _ARRAY, allow_pickle=False)
-        if coefficients.shape != (_count_columns(texts, numbers),):
-            raise ValueError(f"{_ARRAY} of shape {coefficients.shape} does not fit {_JSON}")
+        coefficients = read_array(folder / _ARRAY, np.float64, (_count_columns(texts, numbers),))
         medians = {str(name): float(value) for name, value in content["medians"].items()}
-        return cls(texts, numbers, np.asarray(coefficients, dtype=np.float64), medians)
+        return cls(texts, numbers, coefficients, medians)
 
 
 def fit_references(table: pa.Table) -> References:
