@@ -19,10 +19,11 @@ BUILD_IMAGE ?= $(shell for program in buildah podman docker; do \
 COMMIT ?= $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 PIPELINE ?= ad-campaigns
 BENCH ?= fingerprints
+FUZZ ?= predictor
 IMAGE ?= components
 
 .PHONY: help setup run test test-long test-cluster cluster-tools test-images check format compile lock bench image images \
-	licences clean
+	licences docs notebooks fuzz up down clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +50,7 @@ run: setup ## Run a pipeline on sample data, or on yours: make run PIPELINE=vehi
 	$(BIN)/mlflywheel run $(PIPELINE) $(ARGS)
 
 test: setup ## Run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not long" $(ARGS)
 
 test-long: setup ## Run the tests that `make test` leaves out because they take long
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m long $(ARGS)
@@ -102,6 +103,23 @@ images: ## Build all three
 
 licences: setup ## Fail where an installed package has a licence that may not be shipped, or names none
 	$(BIN)/python -m mlflywheel.serving.bill_of_materials --refuse
+
+docs: setup ## Build the documentation site in build/site; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site
+
+notebooks: setup ## Run the notebooks of examples/ and write what they print into them; minutes
+	cd examples && ../$(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False *.ipynb
+
+fuzz: setup ## Send malformed requests to a predictor; FUZZ=lint changes manifests and compares the linter with KServe
+	$(BIN)/python tests/fuzz/$(FUZZ).py $(ARGS)
+
+# Both need kubectl alone, and no environment; where there is one, the doctor looks at the cluster first.
+up: ## Apply the manifests to the current context: make up NAMESPACE=team; OVERLAY=cpu serves a model too
+	@! [ -x $(BIN)/mlflywheel ] || $(BIN)/mlflywheel doctor --cluster --namespace '$(NAMESPACE)' || true
+	$(or $(PYTHON),python3) manifests/installation.py up --namespace '$(NAMESPACE)' --overlay '$(OVERLAY)'
+
+down: ## Delete what make up made: make down NAMESPACE=team
+	$(or $(PYTHON),python3) manifests/installation.py down --namespace '$(NAMESPACE)'
 
 clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -52,12 +52,15 @@ FOLDERS = [
     *(Rendering(f"manifests/overlays/{path.name}") for path in sorted((MANIFESTS / "overlays").iterdir())),
 ]
 RENDERINGS = [*FOLDERS, *documented_combinations()]
-#: Another model in the overlays of the first, by components/use-case.
-VEHICLES = [
-    Rendering(f"manifests/vehicle-prices/{path.name}")
-    for path in sorted((MANIFESTS / "vehicle-prices").iterdir())
-    if path.name != "model"
-]
+#: Other models in the overlays of the first, by components/use-case.
+VEHICLES, CREDIT = (
+    [
+        Rendering(f"manifests/{name}/{path.name}")
+        for path in sorted((MANIFESTS / name).iterdir())
+        if path.name != "model"
+    ]
+    for name in ("vehicle-prices", "credit-decisions")
+)
 #: A stock runtime of KServe, so that there is none of ours in it.
 TRITON = [Rendering("manifests/triton/cpu"), Rendering("manifests/triton/gpu")]
 CPU, GPU, KNATIVE, PRODUCTION = (

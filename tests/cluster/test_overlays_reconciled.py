@@ -40,7 +40,7 @@ _SECONDS = 30
 #: Of definitions that only the plane of the other tests has.
 _NOT_SERVED = ("PodMonitor", "PrometheusRule")
 _OWN = "serving.kserve.io/inferenceservice"
-_URI = "s3://mlflywheel/models/{}/1"
+_URI = "s3://mlflywheel/models/{}/1/"
 _SERVER_ARGS = ("--model_dir=/mnt/models", "--http_port=8080", "--grpc_port=8081")
 _DRAIN = ("--drain_delay_seconds=10", "--drain_deadline_seconds=70")
 _SMALL = {"requests": {"cpu": "1", "memory": "512Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
@@ -456,7 +456,7 @@ def test_model_is_fetched_with_the_keys_of_the_store_and_mounted_read_only(
     expected = STANDARD[rendering]
     pod = reconciled.start_pod(reconciled.of[rendering])["spec"]
     (initializer,) = pod["initContainers"]
-    uri = "s3://mlflywheel/triton/vehicle-prices" if rendering in TRITON else _URI.format(expected.service)
+    uri = "s3://mlflywheel/triton/vehicle-prices/" if rendering in TRITON else _URI.format(expected.service)
     assert (initializer["name"], initializer["args"]) == ("storage-initializer", [uri, "/mnt/models"])
     environment = {one["name"]: one.get("value") or one["valueFrom"]["secretKeyRef"] for one in initializer["env"]}
     assert environment["AWS_SECRET_ACCESS_KEY"] == {"name": "model-store", "key": "AWS_SECRET_ACCESS_KEY"}

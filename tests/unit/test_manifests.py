@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rendered_manifests import (
     CPU,
+    CREDIT,
     FOLDERS,
     GPU,
     KNATIVE,
@@ -83,7 +84,7 @@ def test_each_is_complete_and_names_each_object_once(render: Renderer, rendering
 def test_every_component_and_folder_is_rendered() -> None:
     components = {path.name for path in (MANIFESTS / "components").iterdir()}
     used = {name for rendering in RENDERINGS for name in rendering.components}
-    for rendering in [*FOLDERS, *VEHICLES]:
+    for rendering in [*FOLDERS, *VEHICLES, *CREDIT]:
         content = yaml.safe_load((ROOT / rendering.folder / "kustomization.yaml").read_text(encoding="utf-8"))
         used |= {Path(name).name for name in content.get("components", [])}
     assert used == components
@@ -531,7 +532,7 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize("rendering", [CPU, GPU, KNATIVE, PRODUCTION], ids=str)
 def test_address_and_version_of_the_model_have_one_place(copied: Path, rendering: Rendering) -> None:
     parameters = copied / "manifests" / "base" / "model.env"
-    edit(parameters, "modelUri=s3://mlflywheel/models/ad-campaigns/1", "modelUri=gs://other/run=7/model")
+    edit(parameters, "modelUri=s3://mlflywheel/models/ad-campaigns/1/", "modelUri=gs://other/run=7/model")
     edit(parameters, "modelVersion=1\n", "modelVersion=17\n")
     service = service_of(kustomize(copied / rendering.folder))
     assert service["spec"]["predictor"]["model"]["storageUri"] == "gs://other/run=7/model"
@@ -590,28 +591,33 @@ def named_like_the_first(documents: Sequence[Document]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("rendering", VEHICLES, ids=str)
-def test_second_model_has_a_service_account_and_runtime_of_its_own(render: Renderer, rendering: Rendering) -> None:
+#: The name of a service and the model's entry point.
+OTHERS = {"vehicle-prices": "vehicle-price", "credit-decisions": "tabular-classifier"}
+
+
+@pytest.mark.parametrize("rendering", [*VEHICLES, *CREDIT], ids=str)
+def test_another_model_has_a_service_account_and_runtime_of_its_own(render: Renderer, rendering: Rendering) -> None:
     documents = render(rendering)
     assert named_like_the_first(documents) == []
-    kind = load_model_class("vehicle-price")
+    name = rendering.folder.split("/")[1]
+    kind = load_model_class(OTHERS[name])
     service, runtime = service_of(documents), runtime_of(documents)
     wanted = {"name": kind.format_name, "version": kind.format_version}
     assert service["spec"]["predictor"]["model"]["modelFormat"] == wanted
     assert wanted.items() <= runtime["spec"]["supportedModelFormats"][0].items()
-    assert service["metadata"]["name"] == "vehicle-prices"
+    assert service["metadata"]["name"] == name
     assert service["spec"]["predictor"]["serviceAccountName"] == only(documents, "ServiceAccount")["metadata"]["name"]
-    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://mlflywheel/models/vehicle-prices/1"
+    assert service["spec"]["predictor"]["model"]["storageUri"] == f"s3://mlflywheel/models/{name}/1/"
     assert lint.lint_documents([lint.Document(one) for one in documents]) == []
 
 
-@pytest.mark.parametrize("rendering", VEHICLES, ids=str)
-def test_second_model_differs_from_the_first_in_names_alone(render: Renderer, rendering: Rendering) -> None:
-    first = render(Rendering(rendering.folder.replace("vehicle-prices", "overlays")))
-    text = yaml.safe_dump_all(first)
+@pytest.mark.parametrize("rendering", [*VEHICLES, *CREDIT], ids=str)
+def test_another_model_differs_from_the_first_in_names_alone(render: Renderer, rendering: Rendering) -> None:
+    name = rendering.folder.split("/")[1]
+    text = yaml.safe_dump_all(render(Rendering(rendering.folder.replace(name, "overlays"))))
     for old, new in (
-        ("mlflywheel-topic-fingerprints", "mlflywheel-vehicle-price"),
-        ("ad-campaigns", "vehicle-prices"),
+        ("mlflywheel-topic-fingerprints", load_model_class(OTHERS[name]).format_name),
+        ("ad-campaigns", name),
     ):
         text = text.replace(old, new)
     assert render(rendering) == list(yaml.safe_load_all(text))
@@ -671,7 +677,7 @@ def test_triton_is_the_stock_runtime_bounded_and_probed(render: Renderer, render
 @pytest.mark.parametrize("rendering", TRITON, ids=str)
 def test_tritons_repository_has_one_place(copied: Path, rendering: Rendering) -> None:
     edit(
-        copied / "manifests/triton/base/model.env", "modelUri=s3://mlflywheel/triton/vehicle-prices", "modelUri=gs://o"
+        copied / "manifests/triton/base/model.env", "modelUri=s3://mlflywheel/triton/vehicle-prices/", "modelUri=gs://o"
     )
     service = service_of(kustomize(copied / rendering.folder))
     assert service["spec"]["predictor"]["model"]["storageUri"] == "gs://o"
