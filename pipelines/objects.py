@@ -17,7 +17,7 @@ import yaml
 from mlflywheel.errors import UsageError
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 from mlflywheel.reproducibility.pinning import ImageReference, pin_images
-from mlflywheel.reproducibility.specification import _read, hash_specification
+from mlflywheel.reproducibility.specification import hash_specification, read_specification
 
 API_VERSION = "pipelines.kubeflow.org/v2beta1"
 #: The whole hash, of which the name has the beginning.
@@ -56,7 +56,7 @@ def describe_objects(
         text = pin_images(text, image, str(pipeline.compiled))
     found = hash_specification(text, str(pipeline.compiled))
     # Read for the hash already; the documents are shared, and what is returned may be changed.
-    specification, *platform = deepcopy(_read(text, str(pipeline.compiled)))
+    specification, *platform = deepcopy(read_specification(text, str(pipeline.compiled)))
     information = specification["pipelineInfo"]
     place = {} if namespace is None else {"namespace": namespace}
     name = str(information["name"])

@@ -16,6 +16,7 @@ from mlflywheel.commands.explain import explain
 from mlflywheel.commands.models import models_app
 from mlflywheel.commands.rebuild import rebuild
 from mlflywheel.commands.rollout import rollout_app
+from mlflywheel.commands.submit import follow, schedules_app, submit
 from mlflywheel.commands.testscore import compute_testscore
 from mlflywheel.console import (
     ProgressView,
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(schedules_app, name="schedules")
 
 
 def main() -> None:
@@ -274,6 +276,19 @@ def compile_pipelines(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit with 1 if the YAML is out of date.")
     ] = False,
+    objects: Annotated[
+        Path | None,
+        typer.Option(
+            "--objects", help="Folder for Pipeline and PipelineVersion objects, to commit.", show_default=False
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Written into the objects.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", help="The components' image in the objects: REPOSITORY@sha256:...", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile pipelines into the YAML that runs everywhere.
@@ -281,12 +296,22 @@ def compile_pipelines(
     \b
     mlflywheel compile
     mlflywheel compile ad-campaigns --check
+    mlflywheel compile --objects pipelines-as-objects -n team --image registry.example/components@sha256:...
     """
-    differing = Client().compile(pipeline, check=check)
+    client = Client()
+    if objects is None and (namespace or image):
+        raise UsageError(
+            "compile", "--namespace or --image without --objects", "they are for objects alone", "name a folder"
+        )
+    differing = client.compile(pipeline, check=check)
+    written = [] if objects is None or check else client.describe(objects, pipeline, namespace=namespace, image=image)
     if as_json:
-        print(json.dumps({"check": check, "differing": [str(path) for path in differing]}))
+        paths = [str(path) for path in written]
+        print(json.dumps({"check": check, "differing": [str(path) for path in differing], "objects": paths}))
     for path in differing if not as_json else []:
         print(f"{path}: {'out of date. Fix: mlflywheel compile' if check else 'written'}")
+    for path in written if not as_json else []:
+        print(f"{path}: written")
     if not differing and not as_json:
         print("every pipeline.yaml is up to date")
     if check and differing:
@@ -446,6 +471,8 @@ def lint(
 app.command("doctor")(run_doctor)
 app.command()(explain)
 app.command()(rebuild)
+app.command()(submit)
+app.command()(follow)
 app.command("testscore")(compute_testscore)
 
 

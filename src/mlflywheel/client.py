@@ -41,16 +41,25 @@ from mlflywheel.runs.server import LocalServer, ServeOptions, ignore_event
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from mlflywheel.cluster.kubeflow_pipelines import KubeflowPipelines
+    from mlflywheel.cluster.pipeline_runs import SubmittedRun
+    from mlflywheel.cluster.pipelines_access import Access
+    from mlflywheel.cluster.pipelines_records import RunSettings, Schedule, Timing, Upload
     from mlflywheel.cluster.rollouts import ServiceRollout
     from mlflywheel.decisions.canary.policy import Policy
     from mlflywheel.models.contract import Model
     from mlflywheel.rollouts.interfaces import Candidate
     from mlflywheel.rollouts.rehearsal import Rehearsal
     from mlflywheel.runs.rebuild import Rebuild
+    from mlflywheel.runs.submission import Submission
     from mlflywheel.tuning.experiment import Experiment
 
 DEFAULT_EXECUTION = Execution()
 DEFAULT_SERVING = ServeOptions()
+
+
+def ignore_line(line: str) -> None:
+    """Do nothing: for callers that want no warnings."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,12 @@ class Run:
         if self.error is not None:
             raise self.error
         return self
+
+    def __repr__(self) -> str:
+        """Name the run in one line; the summary has hundreds."""
+        return (
+            f"<Run {self.summary['pipeline']} {self.summary['run_id']}: {self.status} {self.model or ''}".rstrip() + ">"
+        )
 
     def _repr_html_(self) -> str:
         """Show status, metrics and the way to the report in a notebook."""
@@ -174,15 +189,10 @@ class Client:
             UsageError: The request cannot be meant.
         """
         values = dict(arguments or {})
-        path = Path(pipeline)
-        found = None
-        if path.suffix in (".yaml", ".yml"):
-            name, compiled = read_name(path), path
-        else:
-            found = find_pipeline(str(pipeline))
-            name, compiled = found.name, found.compiled
-            if data is None and "data" not in values:
-                data = self.sample_once(found.name)
+        found, compiled = _find_compiled(pipeline)
+        name = read_name(compiled) if found is None else found.name
+        if found is not None and data is None and "data" not in values:
+            data = self.sample_once(found.name)
         # Compiled defaults are those of a cluster.
         declared = read_parameters(compiled)
         if "registry" in declared:
@@ -199,6 +209,190 @@ class Client:
             if str(values.get("tune", "")).lower() == "true":
                 check_pipeline(found, values, Execution(str(values["tune_executor"])))
         return Run(run_pipeline(name, compiled, values, self.runs, on_event, on_output))
+
+    def upload(
+        self,
+        pipeline: str | Path,
+        *,
+        image: str | None = None,
+        version: str | None = None,
+        accept_losses: bool = False,
+        server: "Access | str | None" = None,
+        told: Callable[[str], None] = ignore_line,
+    ) -> "Upload":
+        """Store a compiled pipeline on a Kubeflow Pipelines server; the same content twice is one version.
+
+        Args:
+            pipeline: The name of one of `pipelines()`, or the path of any compiled YAML.
+            image: What its steps shall run in, `REPOSITORY@sha256:...`; the images that it names if left out.
+            version: Name of the version; from the content's hash if left out.
+            accept_losses: Whether to go on although the server does not understand all of it.
+            server: Where the server is, or its URL; found as `mlflywheel submit` does if left out.
+            told: Called with warnings, and with a line when a call has to wait.
+
+        Raises:
+            UsageError: Not a compiled pipeline, an image that is not one, or the server would lose something.
+            RunError: The server refused, or cannot be reached.
+        """
+        from mlflywheel.runs.submission import prepare_yaml
+
+        _, compiled = _find_compiled(pipeline)
+        text = prepare_yaml(compiled, image, told)
+        with _open_pipelines(server, told) as pipelines:
+            return pipelines.upload(text, str(compiled), version, accept_losses)
+
+    def submit(
+        self,
+        pipeline: str | Path,
+        data: str | None = None,
+        *,
+        settings: "RunSettings | None" = None,
+        wait: bool = False,
+        timeout_seconds: float | None = None,
+        on_event: EventCallback = lambda event: None,
+        image: str | None = None,
+        version: str | None = None,
+        accept_losses: bool = False,
+        server: "Access | str | None" = None,
+        told: Callable[[str], None] = ignore_line,
+        **values: Any,
+    ) -> "SubmittedRun":
+        """Upload a pipeline to a Kubeflow Pipelines server, and start one run of it.
+
+        Args:
+            pipeline: The name of one of `pipelines()`, or the path of any compiled YAML.
+            data: URI of the table, which the pods of the cluster can read.
+            settings: Experiment, service account, folder of the artifacts and name of the run.
+            wait: Whether to watch the run until it ends.
+            timeout_seconds: How long to watch; for ever if None.
+            on_event: Called when a step starts and ends.
+            image: As for `upload`.
+            version: As for `upload`.
+            accept_losses: As for `upload`.
+            server: As for `upload`.
+            told: As for `upload`.
+            values: `columns`, `prepare`, `params` and `arguments`, as `run` takes them.
+
+        Returns:
+            The run, as it began or, with `wait`, as it ended; `raise_for_status` raises what ended it.
+
+        Raises:
+            UsageError: The request cannot be meant; nothing was sent.
+            RunError: The server refused, or cannot be reached.
+        """
+        from mlflywheel.cluster.pipelines_records import RunSettings
+
+        submission = self._prepare(pipeline, data, values, image, told)
+        with _open_pipelines(server, told) as pipelines:
+            uploaded = pipelines.upload(submission.text_yaml, submission.where, version, accept_losses)
+            run = pipelines.start(uploaded, submission.arguments, settings or RunSettings())
+            on_event({"event": "submitted", "run": run, "upload": uploaded})
+            return pipelines.follow(run.run_id, on_event, timeout_seconds) if wait else run
+
+    def schedule(
+        self,
+        pipeline: str | Path,
+        timing: "Timing",
+        data: str | None = None,
+        *,
+        settings: "RunSettings | None" = None,
+        image: str | None = None,
+        version: str | None = None,
+        accept_losses: bool = False,
+        server: "Access | str | None" = None,
+        told: Callable[[str], None] = ignore_line,
+        **values: Any,
+    ) -> "Schedule":
+        """Upload a pipeline, and let runs of it start by themselves; one schedule of a name is kept or replaced.
+
+        Args:
+            pipeline: As for `submit`.
+            timing: When.
+            data: As for `submit`.
+            settings: As for `submit`; a run's name is not used.
+            image: As for `upload`.
+            version: As for `upload`.
+            accept_losses: As for `upload`.
+            server: As for `upload`.
+            told: As for `upload`.
+            values: As for `submit`.
+
+        Raises:
+            UsageError: The request cannot be meant, or another program made a schedule of that name.
+            RunError: The server refused, or cannot be reached.
+        """
+        from mlflywheel.cluster.pipelines_records import RunSettings
+
+        submission = self._prepare(pipeline, data, values, image, told, is_scheduled=True)
+        with _open_pipelines(server, told) as pipelines:
+            uploaded = pipelines.upload(submission.text_yaml, submission.where, version, accept_losses)
+            return pipelines.schedule(uploaded, submission.arguments, settings or RunSettings(), timing)
+
+    def schedules(self, *, server: "Access | str | None" = None) -> "list[Schedule]":
+        """Return the schedules on a Kubeflow Pipelines server."""
+        with _open_pipelines(server, ignore_line) as pipelines:
+            return pipelines.schedules()
+
+    def delete_schedule(self, name: str, *, server: "Access | str | None" = None) -> "list[Schedule]":
+        """Delete the schedules of a name; the runs that they started stay.
+
+        Raises:
+            RunError: There is none of that name.
+        """
+        with _open_pipelines(server, ignore_line) as pipelines:
+            return pipelines.delete_schedule(name)
+
+    def follow(
+        self,
+        run_id: str,
+        *,
+        timeout_seconds: float | None = None,
+        on_event: EventCallback = lambda event: None,
+        server: "Access | str | None" = None,
+        told: Callable[[str], None] = ignore_line,
+    ) -> "SubmittedRun":
+        """Watch a run on a Kubeflow Pipelines server until it ends.
+
+        Args:
+            run_id: Its number, as `submit` returns it.
+            timeout_seconds: How long to watch; for ever if None, and 0 looks once.
+            on_event: Called when a step starts and ends.
+            server: As for `upload`.
+            told: As for `upload`.
+
+        Raises:
+            RunError: There is no such run, or the time is over; the run goes on then.
+        """
+        with _open_pipelines(server, told) as pipelines:
+            return pipelines.follow(run_id, on_event, timeout_seconds)
+
+    def _prepare(
+        self,
+        pipeline: str | Path,
+        data: str | None,
+        values: Mapping[str, Any],
+        image: str | None,
+        told: Callable[[str], None],
+        is_scheduled: bool = False,
+    ) -> "Submission":
+        """Check a submission as `run` checks its request, without sending anything."""
+        from mlflywheel.runs.submission import prepare_submission
+
+        unknown = set(values) - {"columns", "prepare", "params", "arguments"}
+        if unknown:
+            raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+        given = dict(values.get("arguments") or {})
+        for key in ("columns", "prepare", "params"):
+            if values.get(key):
+                given[key] = json.dumps(values[key], sort_keys=True)
+        if data is not None:
+            given["data"] = str(data)
+        found, compiled = _find_compiled(pipeline)
+        if found is not None:
+            _check_settings(found, given)
+            if str(given.get("tune", "")).lower() == "true":
+                check_pipeline(found, given, Execution(str(given.get("tune_executor", "katib"))))
+        return prepare_submission(compiled, given, image, told, is_scheduled=is_scheduled)
 
     def tune(
         self,
@@ -413,17 +607,19 @@ class Client:
         """Yield a folder of this machine with the model, its name, and the settings that its data was prepared with."""
         from mlflywheel import storage
         from mlflywheel.models.contract import verify_model_folder
+        from mlflywheel.registry import to_readable_uri
 
         if Path(model).is_dir():
             yield Path(model), str(verify_model_folder(Path(model))["hash"]), {}
             return
         version = self.model(model)
         trained_with = json.loads(version.lineage.get("prepare") or "{}")
-        local = storage.local_path(version.uri)
+        address = to_readable_uri(version.uri, version.endpoint, version.secret)
+        local = storage.local_path(address)
         with tempfile.TemporaryDirectory() as scratch:
             folder = local if local is not None else Path(scratch) / "model"
             if local is None:
-                storage.download_folder(version.uri, folder, progress)
+                storage.download_folder(address, folder, progress)
             found = str(verify_model_folder(folder)["hash"])
             if version.hash and found != version.hash:
                 raise DataError(
@@ -780,6 +976,51 @@ class Client:
         """
         chosen = PIPELINES if pipeline is None else (find_pipeline(pipeline),)
         return [found.compiled for found in chosen if _compile(found, check)]
+
+    def describe(
+        self, folder: str | Path, pipeline: str | None = None, *, namespace: str | None = None, image: str | None = None
+    ) -> list[Path]:
+        """Write compiled pipelines as objects of Kubernetes, for a Kubeflow that keeps its pipelines so.
+
+        Args:
+            folder: Where they go, one file a pipeline.
+            pipeline: A name; all pipelines when absent.
+            namespace: Written into the objects; left to who applies them when absent.
+            image: Takes the place of the components' image, such as `registry.example/components@sha256:...`.
+
+        Returns:
+            The files.
+
+        Raises:
+            UsageError: There is no such pipeline, or the image cannot be put in.
+        """
+        from mlflywheel.pipelines.objects import write_objects
+        from mlflywheel.reproducibility.pinning import read_reference
+
+        chosen = PIPELINES if pipeline is None else (find_pipeline(pipeline),)
+        return write_objects(Path(folder), chosen, namespace, None if image is None else read_reference(image))
+
+
+def _find_compiled(pipeline: str | Path) -> tuple[Pipeline | None, Path]:
+    """Return the pipeline that is meant, None for a file, and its compiled YAML."""
+    if Path(pipeline).suffix in (".yaml", ".yml"):
+        return None, Path(pipeline)
+    found = find_pipeline(str(pipeline))
+    return found, found.compiled
+
+
+@contextmanager
+def _open_pipelines(server: "Access | str | None", told: Callable[[str], None]) -> "Iterator[KubeflowPipelines]":
+    """Open a Kubeflow Pipelines server, which is asked nothing yet."""
+    from mlflywheel.cluster.kubeflow_pipelines import KubeflowPipelines
+    from mlflywheel.cluster.pipelines_access import Access, open_api
+
+    access = server if isinstance(server, Access) else Access(server)
+    api = open_api(access, told)
+    try:
+        yield KubeflowPipelines(api)
+    finally:
+        api.close()
 
 
 def _check_settings(pipeline: Pipeline, values: Mapping[str, Any]) -> None:

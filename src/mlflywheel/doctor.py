@@ -1,16 +1,16 @@
-"""Look at this installation, and say what would get in the way."""
+"""Look at this installation or at a cluster, and say what would get in the way."""
 
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlflywheel import __version__
+from mlflywheel.cluster.findings import Finding, Status
 from mlflywheel.errors import MlflywheelError
 
 _NEEDED_FREE_BYTES = 500_000_000
@@ -24,27 +24,6 @@ _EXTRAS = {
     "gcs": ("gcsfs", "gs:// addresses"),
     "cluster": ("kubernetes", "urllib3", "Katib and a Kubeflow Model Registry"),
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Args:
-        subject: What.
-        status: `ok`; `note`, something optional is missing; `problem`, something needed is.
-        text: What was seen.
-        fix: What to do, empty if nothing.
-    """
-
-    subject: str
-    status: Literal["ok", "note", "problem"]
-    text: str
-    fix: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
 
 
 def examine(runs: Path, registry: Any) -> Iterator[Finding]:
@@ -66,6 +45,36 @@ def examine(runs: Path, registry: Any) -> Iterator[Finding]:
     yield from _pipelines()
 
 
+def examine_cluster(
+    namespace: str | None = None,
+    *,
+    context: str | None = None,
+    service_account: str | None = None,
+    host: str | None = None,
+    registry: str | None = None,
+    storage: str | None = None,
+) -> list[Finding]:
+    """Examine a cluster, as `mlflywheel.cluster.examination` does, within half a minute.
+
+    Args:
+        namespace: The team's namespace; the one of the kubeconfig's context if left out.
+        context: Context of the kubeconfig; its current one if left out.
+        service_account: Account in the namespace whose rights are judged too.
+        host: URL of Kubeflow Pipelines; its service in the cluster if left out.
+        registry: URL of a Kubeflow Model Registry.
+        storage: Folder in an object store; one small object is written there, read and deleted.
+
+    Raises:
+        MissingExtraError: The extra `cluster` is not installed.
+    """
+    from mlflywheel.cluster.examination import Subject
+    from mlflywheel.cluster.examination import examine_cluster as look
+    from mlflywheel.pipelines.catalog import PIPELINES
+
+    pipelines = {pipeline.name: pipeline.compiled for pipeline in PIPELINES}
+    return look(Subject(namespace, context, service_account, host, registry, storage, pipelines))
+
+
 def _python() -> Finding:
     text = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
@@ -79,7 +88,7 @@ def _extras() -> Iterator[Finding]:
         if not missing:
             yield Finding(f"extra {extra}", "ok", purpose)
         else:
-            status: Literal["problem", "note"] = "problem" if extra == "pipelines" else "note"
+            status: Status = "problem" if extra == "pipelines" else "note"
             text = f"{', '.join(missing)} not installed: {purpose}"
             yield Finding(f"extra {extra}", status, text, f"pip install 'mlflywheel[{extra}]'")
 

@@ -10,6 +10,7 @@ from mlflywheel import components
 from mlflywheel.cli import app
 from mlflywheel.commands.models import models_app
 from mlflywheel.commands.rollout import rollout_app
+from mlflywheel.commands.submit import schedules_app
 from mlflywheel.models.contract import load_model_class
 from mlflywheel.pipelines.catalog import PIPELINES, Pipeline
 
@@ -41,13 +42,13 @@ def test_every_pipeline_has_a_page_that_names_its_columns(pipeline: Pipeline) ->
 
 def test_commands_in_the_pages_exist() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for name, group in (("models", models_app), ("rollout", rollout_app)):
+    for name, group in (("models", models_app), ("rollout", rollout_app), ("schedules", schedules_app)):
         known |= {f"{name} {command.name or command.callback.__name__}" for command in group.registered_commands}
     used = set()
     for page in PAGES:
         for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.splitlines():
-                match = re.match(r"(?:\.venv/bin/)?mlflywheel ((?:models|rollout) \w+|\w+)", line)
+                match = re.match(r"(?:\.venv/bin/)?mlflywheel ((?:models|rollout|schedules) \w+|\w+)", line)
                 if match:
                     used.add(match.group(1))
                     options = [word for word in line.split() if word.startswith("--")]

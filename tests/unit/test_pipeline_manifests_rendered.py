@@ -2,6 +2,7 @@
 
 import importlib.util
 import ipaddress
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -253,3 +254,14 @@ def test_pipeline_that_is_not_compiled_is_told_and_nothing_is_written(tmp_path: 
     with pytest.raises(UsageError, match="a compiled pipeline is needed"):
         write_objects(tmp_path / "objects", [PIPELINES[0], missing])
     assert not (tmp_path / "objects").exists()
+
+
+def test_the_command_line_writes_objects_with_an_image_by_digest(tmp_path: Path) -> None:
+    image = f"registry.example/components@sha256:{'a' * 64}"
+    called = ["compile", "ad-campaigns", "--objects", str(tmp_path), "-n", "team", "--image", image, "--json"]
+    answer = CliRunner().invoke(app, called)
+    assert json.loads(answer.output)["objects"] == [str(tmp_path / "ad-campaigns.yaml")]
+    pipeline, version = yaml.safe_load_all((tmp_path / "ad-campaigns.yaml").read_text())
+    assert (pipeline["metadata"]["namespace"], version["metadata"]["namespace"]) == ("team", "team")
+    executors = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"].values()
+    assert {one["container"]["image"] for one in executors} == {image}

@@ -34,7 +34,7 @@ def hash_specification(text_yaml: str, where: str = "pipeline.yaml") -> str:
     Raises:
         UsageError: Not a compiled pipeline.
     """
-    return _hash(_read(text_yaml, where))
+    return _hash(read_specification(text_yaml, where))
 
 
 def read_declared_hash(text_yaml: str, where: str = "pipeline.yaml") -> str:
@@ -43,7 +43,7 @@ def read_declared_hash(text_yaml: str, where: str = "pipeline.yaml") -> str:
     Raises:
         UsageError: Not a compiled pipeline.
     """
-    parameter = _find_parameter(_read(text_yaml, where)[0])
+    parameter = _find_parameter(read_specification(text_yaml, where)[0])
     return "" if parameter is None else str(parameter.get("defaultValue") or "")
 
 
@@ -53,14 +53,14 @@ def declare_hash(text_yaml: str, where: str = "pipeline.yaml") -> str:
     Raises:
         UsageError: Not a compiled pipeline, or not laid out as kfp does.
     """
-    documents = _read(text_yaml, where)
+    documents = read_specification(text_yaml, where)
     if _find_parameter(documents[0]) is None:
         return text_yaml
     found = _hash(documents)
     # A step may have a parameter of the same name.
     steps, root, pipeline = text_yaml.partition(_ROOT)
     written = _COMMENT.sub(rf"\g<1>'{found}']", steps) + root + _DEFAULT.sub(rf"\g<1>{found}", pipeline)
-    again = _read(written, where)
+    again = read_specification(written, where)
     if (_find_parameter(again[0]) or {}).get("defaultValue") != found or _hash(again) != found:
         raise UsageError(
             where,
@@ -82,7 +82,14 @@ def _hash(documents: Sequence[dict[str, Any]]) -> str:
 
 # Hash and declaration are asked for one after the other, and reading takes a third of a second.
 @lru_cache(maxsize=2)
-def _read(text_yaml: str, where: str) -> Sequence[dict[str, Any]]:
+def read_specification(text_yaml: str, where: str) -> Sequence[dict[str, Any]]:
+    """Return the documents of compiled YAML: the pipeline's, and the platform's if there is one.
+
+    They are shared between callers: copy them before a change.
+
+    Raises:
+        UsageError: Not a compiled pipeline.
+    """
     import yaml
 
     try:
