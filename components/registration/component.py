@@ -1,7 +1,5 @@
 """Register a model version."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from mlflywheel import images
@@ -33,8 +31,8 @@ def register_model(
     pipeline_spec: str = "",
     trigger: str = "",
     approve: bool = False,
-    validation: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045 (kfp reads no other way of writing it)
-    search: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
+    validation: dsl.Input[dsl.Artifact] = None,
+    search: dsl.Input[dsl.Artifact] = None,
 ) -> str:
     """Register the model with its metrics, lineage, dossier and card; a run registered again gives the same version.
 

@@ -78,7 +78,7 @@ def _ask(get: Callable[[str], dict[str, Any]], namespace: str | None) -> dict[st
     if node_name:
         node = ask("cluster.node", f"/api/v1/nodes/{node_name}")
     else:
-        node, unknown["cluster.node"] = {}, "the pod could not be read"
+        node, unknown["cluster.node"] = {}, "the pod names none" if pod else "the pod could not be read"
     labels = node.get("metadata", {}).get("labels", {})
     cluster = {
         "version": ask("cluster.version", "/version").get("gitVersion"),
