@@ -17,6 +17,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that need an API server share one: each worker would start its own, for a minute of computing time.
+
+    `--dist loadgroup` hands out groups; a file of its own is one, since its runs of a pipeline are shared by its tests.
+    """
+    needs: dict[Path, set[str]] = {}
+    for item in items:
+        needs.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    for item in items:
+        names = needs[item.path]
+        file = str(item.path.relative_to(item.config.rootpath))
+        group = "kserve" if "kserve" in names else "cluster" if "cluster" in names else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder `shared` beside the repository: published specifications and data that are too large to commit."""
