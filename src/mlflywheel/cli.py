@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mlflywheel import __version__
 from mlflywheel.client import Client
@@ -21,6 +20,7 @@ from mlflywheel.commands.testscore import compute_testscore
 from mlflywheel.console import (
     ProgressView,
     RequestView,
+    Terminal,
     describe_experiment,
     print_error,
     print_run,
@@ -68,12 +68,12 @@ def main() -> None:
     try:
         app()
     except MlflywheelError as error:
-        print_error(Console(stderr=True), str(error))
+        print_error(Terminal(stderr=True), str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interrupt:
         # Whoever was interrupted may say what it leaves behind.
         told = str(interrupt.args[0]) if interrupt.args else "what was finished is kept"
-        print_error(Console(stderr=True), f"interrupted; {told}")
+        print_error(Terminal(stderr=True), f"interrupted; {told}")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -137,7 +137,7 @@ def run(
     for name, path in (("gates", gates), ("plan", plan), ("expectations", expectations), ("experiment", experiment)):
         if path is not None:
             arguments[name] = read_text_file(f"--{name}", path)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     client = Client(runs, registry)
     with ProgressView(console, quiet or verbose) as view:
         finished = client.run(
@@ -153,7 +153,7 @@ def run(
     if as_json:
         print(json.dumps(finished.summary, indent=1))
     else:
-        print_run(Console(), finished.summary)
+        print_run(Terminal(), finished.summary)
     if open_report:
         typer.launch(finished.report.as_uri())
     finished.raise_for_status()
@@ -249,7 +249,7 @@ def tune(
         facts = describe_experiment(read)
         print(json.dumps(facts) if as_json else f"{target}: no fault found; {', '.join(map(str, facts.values()))}")
         return
-    with ProgressView(Console(stderr=True), quiet) as view:
+    with ProgressView(Terminal(stderr=True), quiet) as view:
         found = client.tune(
             target,
             data,
@@ -263,7 +263,7 @@ def tune(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        print_search(Console(), target, found)
+        print_search(Terminal(), target, found)
     if open_report:
         typer.launch(Path(found.artifacts["report"]).as_uri())
 
@@ -370,7 +370,7 @@ def score(
     \b
     mlflywheel score ad-campaigns@1 --data new-terms.csv --output scores.parquet
     """
-    with ProgressView(Console(stderr=True), quiet) as view:
+    with ProgressView(Terminal(stderr=True), quiet) as view:
         scores = Client(runs, registry).score(
             model,
             data,
@@ -412,7 +412,7 @@ def serve(
     mlflywheel serve path/to/model --port 0 --json
     """
     options = ServeOptions(host, port, grpc_port, workers, device)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     watch = None if quiet or as_json else RequestView(console)
     code = 0
     with terminated_as_interrupt(), Client(runs, registry).serve(model, options, watch or ignore_event) as server:

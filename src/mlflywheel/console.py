@@ -6,16 +6,18 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from mlflywheel.errors import show_controls
 from mlflywheel.models.parameters import flatten
 from mlflywheel.reports.page import pair_references
 from mlflywheel.runs.search import Search
@@ -23,6 +25,15 @@ from mlflywheel.runs.server import LocalServer
 from mlflywheel.tuning.experiment import Experiment
 
 _PLAIN_SECONDS = 2.0
+
+
+class Terminal(Console):
+    r"""A console that shows control characters in what it is given, as `\x1b`: names and terms come from data."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does, with its own control codes and none of the text's."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(show_controls(segment.text), segment.style)
 
 
 class ProgressView:

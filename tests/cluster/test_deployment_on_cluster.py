@@ -191,7 +191,8 @@ def world(
         install_crds(project)
     rights = client.RbacAuthorizationV1Api(cluster.api_client())
     role, binding = (
-        yaml.safe_load((MANIFESTS / name).read_text("utf-8")) for name in ("role.yaml", "role-binding.yaml")
+        yaml.safe_load((MANIFESTS / name).read_text("utf-8").replace("ad-campaigns-rollout", "ads-rollout"))
+        for name in ("role.yaml", "role-binding.yaml")
     )
     binding["subjects"].append({"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace})
     binding["subjects"] = [{**subject, "namespace": namespace} for subject in binding["subjects"]]

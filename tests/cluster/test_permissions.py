@@ -56,7 +56,8 @@ FORBIDDEN: list[tuple[str, set[str] | None, set[str] | None]] = [
     ("traffic around policies", _WRITES, {"networkpolicies", "services", "ingresses", "httproutes", "endpoints"}),
 ]
 
-#: Rights that let an account run an image of its choice, as any account of the namespace: docs/security.md says so.
+#: Rights that let an account run an image of its choice, as any account of the namespace, where manifests/admission is
+#: not applied: docs/security.md says so, and tests/cluster/test_admission.py tries the policies.
 RUNS_PODS = {
     ("serving.kserve.io", "inferenceservices", "patch"),
     ("kubeflow.org", "experiments", "create"),
@@ -154,6 +155,21 @@ def test_no_account_has_a_right_that_takes_over_a_namespace(cluster: Cluster, gr
         secrets = [rule for rule in rules if "secrets" in rule.resources]
         assert all(rule.resource_names for rule in secrets), f"{account}: every secret of the namespace"
         assert rules_of(cluster, account, home, other) == [], f"{account}: rights in another namespace"
+
+
+def test_config_maps_are_read_and_changed_by_name_alone(cluster: Cluster, granted: tuple[str, str]) -> None:
+    """And so are leases. `kfp-launcher` says where artifacts go; `mlflywheel-store` where the store is."""
+    home, _ = granted
+    changed: set[str] = set()
+    for account in sorted(accounts()):
+        for rule in rules_of(cluster, account, home, home):
+            if not {"configmaps", "leases"} & set(rule.resources) or set(rule.verbs) == {"create"}:
+                continue
+            assert rule.resource_names, (account, rule.resources, rule.verbs)
+            if _WRITES & set(rule.verbs):
+                changed |= set(rule.resource_names)
+    assert changed
+    assert all(name.endswith("-rollout") for name in changed)
 
 
 def test_what_starts_pods_is_what_the_documentation_says(cluster: Cluster, granted: tuple[str, str]) -> None:

@@ -308,7 +308,8 @@ def write_kubeconfig(api: client.ApiClient, namespace: str, path: Path) -> None:
 def grant(cluster: Cluster, namespace: str, account: str, name: str = "mlflywheel-rollouts") -> None:
     """Give an account what the manifests grant."""
     role, binding = (
-        yaml.safe_load((MANIFESTS / name).read_text("utf-8")) for name in ("role.yaml", "role-binding.yaml")
+        yaml.safe_load((MANIFESTS / name).read_text("utf-8").replace("ad-campaigns-rollout", "ads-rollout"))
+        for name in ("role.yaml", "role-binding.yaml")
     )
     role["metadata"]["name"] = binding["metadata"]["name"] = binding["roleRef"]["name"] = name
     binding["subjects"] = [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]

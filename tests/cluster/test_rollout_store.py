@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from mlflywheel.rollouts.record import Entry, Record
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 KSERVE = ("serving.kserve.io", "v1beta1")
-SERVICE = "ads"
+#: One of those whose records manifests/rollouts/role.yaml names.
+SERVICE = "ad-campaigns"
 #: Of the locks that tests wait for.
 LEASE_SECONDS = 3.0
 
@@ -594,7 +596,8 @@ def apply_role(cluster: Cluster, namespace: str, account: str, without: tuple[st
     """Bind an account to the Role of the manifests, or to what is left of it without one (group, resource, verb)."""
     role = yaml.safe_load((MANIFESTS / "rollouts" / "role.yaml").read_text(encoding="utf-8"))
     rules = [
-        {"apiGroups": [group], "resources": [resource], "verbs": [verb]}
+        {key: rule[key] for key in ("resourceNames",) if key in rule}
+        | {"apiGroups": [group], "resources": [resource], "verbs": [verb]}
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -644,6 +647,16 @@ def test_account_of_the_manifests_may_do_what_a_store_does(
     forbidden: list[Callable[[], Any]] = [
         lambda: core.delete_namespaced_config_map(store.name, namespace),
         lambda: core.list_namespaced_config_map(namespace),
+        # What redirects artifacts, and the keys' place: of the names that matter here none can be taken over.
+        *(
+            partial(act, name, namespace, **body)
+            for name in ("kfp-launcher", "mlflywheel-store", "other-rollout")
+            for act, body in (
+                (core.read_namespaced_config_map, {}),
+                (core.replace_namespaced_config_map, {"body": {"metadata": {"name": name}}}),
+                (core.patch_namespaced_config_map, {"body": {"data": {"a": "b"}}}),
+            )
+        ),
         lambda: core.list_namespaced_secret(namespace),
         lambda: core.create_namespaced_pod(namespace, {}),
         lambda: client.CustomObjectsApi(user).delete_namespaced_custom_object(
@@ -655,6 +668,37 @@ def test_account_of_the_manifests_may_do_what_a_store_does(
         with pytest.raises(client.ApiException) as refused:
             call()
         assert refused.value.status == 403
+    # The right to create goes without names, and is no way around them.
+    mine = client.CoreV1Api(cluster.api_client())
+    mine.create_namespaced_config_map(namespace, {"metadata": {"name": "kfp-launcher"}, "data": {"a": "b"}})
+    with pytest.raises(client.ApiException) as taken:
+        core.create_namespaced_config_map(namespace, {"metadata": {"name": "kfp-launcher"}, "data": {"a": "c"}})
+    assert taken.value.status == 409
+    assert mine.read_namespaced_config_map("kfp-launcher", namespace).data == {"a": "b"}
+
+
+def test_service_that_the_role_does_not_name_is_told_so(
+    cluster: Cluster, namespace: str, service: dict[str, Any]
+) -> None:
+    apply_role(cluster, namespace, "runner")
+    connection = connect(cluster.user_client("runner", namespace))
+    store = KubernetesStore(connection, namespace, "other", service["metadata"]["uid"])
+    with pytest.raises(RolloutError, match="Role with the verb get on configmaps/other-rollout is needed"):
+        store.load()
+    with (
+        pytest.raises(RolloutError, match=r"Role with the verb get on leases\.coordination\.k8s\.io/other-rollout is"),
+        store.lock("cron"),
+    ):
+        pass
+    # Somebody else's object of the name stays as it is, also where it came after the store had looked.
+    core = client.CoreV1Api(cluster.api_client())
+    core.create_namespaced_config_map(namespace, {"metadata": {"name": store.name}, "data": {"a": "b"}})
+    with pytest.raises(client.ApiException) as taken:
+        client.CoreV1Api(connection.connection.api).create_namespaced_config_map(
+            namespace, {"metadata": {"name": store.name}}
+        )
+    assert taken.value.status == 409
+    assert read_config_map(cluster, store).data == {"a": "b"}
 
 
 def test_manifests_grant_what_the_code_names_and_nothing_else() -> None:
@@ -724,6 +768,7 @@ def test_missing_permission_is_named_with_the_manifest(
 ) -> None:
     apply_role(cluster, namespace, "runner", without=(group, resource, verb))
     user = cluster.user_client("runner", namespace)
+    told = told if verb == "create" else f"{told}/{name_objects(SERVICE)}"
     began = time.monotonic()
 
     def roll() -> None:
@@ -734,7 +779,7 @@ def test_missing_permission_is_named_with_the_manifest(
                 store.save(store.load() or make_record())
 
     with ExitStack() as stack:
-        caught = stack.enter_context(pytest.raises(RolloutError, match=f"a Role with the verb {verb} on {told} "))
+        caught = stack.enter_context(pytest.raises(RolloutError, match=f"a Role with the verb {verb} on {told} is"))
         roll()
     assert caught.value.fix == "kubectl apply -k manifests/rollouts"
     assert time.monotonic() - began < 5

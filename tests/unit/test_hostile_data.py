@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.table import Table
+from rich.text import Text
 from test_reports import hostile_report
+from typer.testing import CliRunner
 
-from mlflywheel.data.ingestion import ingest
+from mlflywheel.cli import app
+from mlflywheel.console import Terminal
+from mlflywheel.data.ingestion import ingest, read_mapping
 from mlflywheel.data.validation.masking import mask_value
 from mlflywheel.data.validation.suite import read_suite
 from mlflywheel.decisions.canary.policy import read_policy
@@ -24,9 +30,13 @@ from mlflywheel.errors import DataError, MlflywheelError, RegistryError, UsageEr
 from mlflywheel.evaluation import read_plan
 from mlflywheel.lint import lint_paths
 from mlflywheel.models.contract import Column
+from mlflywheel.models.parameters import read_assignments
+from mlflywheel.models.topic_fingerprints import TopicFingerprints
 from mlflywheel.models.topic_fingerprints.text import TextOptions, clean_terms, tokenize_terms
+from mlflywheel.registry import EmbeddedRegistry
 from mlflywheel.registry.dossier import check_dossier
 from mlflywheel.reports import render_report
+from mlflywheel.samples.ad_campaigns import generate_ad_campaigns
 from mlflywheel.tuning.reader import read_experiment
 
 COLUMNS = (
@@ -256,3 +266,67 @@ def test_a_dossier_of_brackets_is_refused() -> None:
     for text in (b"[" * 100_000, b'{"schema": NaN}', b"\xff", b'{"schema": 1, "run": []}'):
         with pytest.raises(RegistryError):
             check_dossier(text, "dossier.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"num_topics": 1' + "0" * 10_000 + "}", "Exceeds the limit"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_parameters_that_are_no_json_are_refused_in_words(text: str, told: str) -> None:
+    for read in (lambda: TopicFingerprints.Params.parse(text, "--params"), lambda: read_mapping(text, "--params")):
+        with pytest.raises(UsageError, match=f"--params: not JSON .{told}"):
+            read()
+    # An assignment that is no JSON is text.
+    assert read_assignments("--param", [f"name={text}"]) == {"name": text}
+
+
+# The terminal
+
+HOSTILE = "red\x1b[31m\x9b2J\x1b]0;mine\x07"
+
+
+def run_command(*arguments: str) -> str:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_names_and_terms_of_data_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    raw = generate_ad_campaigns(campaigns=40)
+    ids = [f"{HOSTILE}{name}" for name in raw["campaign_id"].to_pylist()]
+    raw = raw.set_column(raw.schema.get_field_index("campaign_id"), "campaign_id", pa.array(ids))
+    pq.write_table(raw, tmp_path / "terms.parquet")
+    model = TopicFingerprints.fit(
+        TopicFingerprints.prepare(raw, TopicFingerprints.Config()), TopicFingerprints.Params(num_topics=3)
+    )
+    model.save(tmp_path / "model")
+    EmbeddedRegistry(tmp_path / "registry.sqlite").ensure_version(
+        "ads", f"s3://models/{HOSTILE}", key=HOSTILE, format_name=HOSTILE, format_version="1", hash="sha256:0",
+        parameters={HOSTILE: HOSTILE}, lineage={HOSTILE: HOSTILE},
+    )  # fmt: skip
+    here = ("--runs", str(tmp_path))
+    told = {
+        "explain": run_command("explain", str(tmp_path / "model"), "--data", str(tmp_path / "terms.parquet"), *here),
+        "list": run_command("models", "list", *here),
+        "show": run_command("models", "show", "ads@1", *here),
+        "approve": run_command("models", "approve", "ads@1", "--reason", HOSTILE, "--by", HOSTILE, *here),
+    }
+    for name, text in told.items():
+        assert "red\\x1b[31m" in text, name
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text), name
+
+
+def test_a_console_for_people_keeps_its_own_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Terminal(force_terminal=True, color_system="standard", width=80)
+    table = Table("name")
+    table.add_row(Text(HOSTILE, "green"))
+    console.print(table, f"plain {HOSTILE}")
+    told = capsys.readouterr().out
+    assert "\x1b[32mred\\x1b[31m" in told
+    assert "\x1b[31m" not in told.replace("\\x1b[31m", "")
+    assert "\x9b" not in told

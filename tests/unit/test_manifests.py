@@ -42,6 +42,7 @@ from typer.testing import CliRunner
 
 from mlflywheel import lint
 from mlflywheel.cli import app
+from mlflywheel.cluster.rollout_store import name_objects
 from mlflywheel.images import COMPONENTS, PREDICTOR, PREDICTOR_GPU
 from mlflywheel.models.contract import load_model_class
 
@@ -756,13 +757,31 @@ def test_rollouts_container_is_bounded_and_locked_down(render: Renderer) -> None
 
 
 def test_rollouts_name_the_service_in_one_place(render: Renderer, copied: Path) -> None:
-    found = [text for one in render(ROLLOUTS) for text in strings_in(one) if "ad-campaigns" in text]
+    others = [one for one in render(ROLLOUTS) if one["kind"] != "Role"]
+    found = [text for one in others for text in strings_in(one) if "ad-campaigns" in text]
     assert found == ["ad-campaigns"]
     edit(copied / "manifests/rollouts/cron-job.yaml", "value: ad-campaigns", "value: other")
     (container,) = rollout_pod(kustomize(copied / ROLLOUTS.folder))["containers"]
     assert container["command"][:3] == ["mlflywheel", "rollout", "step"]
     assert container["command"][3] == "$(SERVICE)"
     assert container["env"][0] == {"name": "SERVICE", "value": "other"}
+
+
+def test_records_of_rollouts_are_named_in_one_place(render: Renderer, copied: Path) -> None:
+    def names(documents: list[Document]) -> dict[tuple[object, ...], list[str]]:
+        rules = only(documents, "Role")["rules"]
+        return {
+            (place, *rule["resources"]): rule["resourceNames"]
+            for place, rule in enumerate(rules)
+            if "resourceNames" in rule
+        }
+
+    # The page of the rollouts patches them by these places.
+    expected = [name_objects(service) for service in ("ad-campaigns", "credit-decisions", "vehicle-prices")]
+    assert names(render(ROLLOUTS)) == {(1, "configmaps"): expected, (3, "leases"): expected}
+    edit(copied / "manifests/rollouts/role.yaml", "- ad-campaigns-rollout", "- other-rollout")
+    found = names(kustomize(copied / ROLLOUTS.folder))
+    assert set(map(tuple, found.values())) == {("other-rollout", *expected[1:])}
 
 
 def test_rollouts_call_a_command_that_exists(render: Renderer) -> None:

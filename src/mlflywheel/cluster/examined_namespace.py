@@ -207,7 +207,7 @@ def _judge_purpose(
     if missing:
         return Finding(subject, severity, f"{who} may not {listed}", fix)
     if helpful:
-        text = f"enough; {who} may not {describe_rights(helpful)}, which some messages or modes need"
+        text = f"enough; {who} may not {describe_rights(helpful)}, which some messages, modes or services need"
         return Finding(subject, "note", text, fix)
     return Finding(subject, "ok", f"all {len(purpose.rights)} of {purpose.manifest}")
 

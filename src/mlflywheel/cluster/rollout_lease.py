@@ -366,7 +366,9 @@ class Lease:
             facts["server"] = _read_date(headers)
             return lease
 
-        lease = self._cluster.try_once(noted) if once else self._cluster.call(verb, RESOURCE, self._namespace, noted)
+        # Roles grant creation to all names or none, and the rest by name.
+        resource = RESOURCE if verb == "create" else f"{RESOURCE}/{self._name}"
+        lease = self._cluster.try_once(noted) if once else self._cluster.call(verb, resource, self._namespace, noted)
         return _Seen(lease, facts["sent"], facts["received"], facts["server"])
 
     def _timeout(self, once: bool) -> tuple[float, float]:

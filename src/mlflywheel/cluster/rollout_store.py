@@ -151,7 +151,7 @@ class KubernetesStore(Store):
         try:
             found: dict[str, Any] = self.cluster.call(
                 "get",
-                _CONFIG_MAPS,
+                f"{_CONFIG_MAPS}/{self.name}",
                 self.namespace,
                 lambda api: _plain(
                     api,
@@ -187,7 +187,9 @@ class KubernetesStore(Store):
                 return _plain(api, core.create_namespaced_config_map(self.namespace, body, **options))
             return _plain(api, core.replace_namespaced_config_map(self.name, self.namespace, body, **options))
 
-        return self.cluster.call(verb, _CONFIG_MAPS, self.namespace, send)
+        # Roles grant creation to all names or none, and the rest by name.
+        resource = _CONFIG_MAPS if verb == "create" else f"{_CONFIG_MAPS}/{self.name}"
+        return self.cluster.call(verb, resource, self.namespace, send)
 
     def _settle(self, error: RefusedError, record: Record, text: str) -> dict[str, Any]:
         """Find out what a conflict means: our own write, a service that was created anew, or somebody else."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from mlflywheel.client import Client
 from mlflywheel.cluster.connection import REGISTRY_VARIABLE
 from mlflywheel.cluster.findings import Finding
+from mlflywheel.console import Terminal
 from mlflywheel.errors import UsageError
 from mlflywheel.options import AsJson, Registry, Runs
 from mlflywheel.runs.folder import DEFAULT_RUNS
@@ -78,7 +79,7 @@ def run_doctor(
     if as_json:
         print(json.dumps({"problems": problems, "findings": [finding.to_dict() for finding in findings]}))
     else:
-        _print(Console(), findings, has_headings=cluster)
+        _print(Terminal(), findings, has_headings=cluster)
     if problems:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView
+from mlflywheel.console import ProgressView, Terminal
 from mlflywheel.errors import DataError, UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.parameters import nest, read_assignments
@@ -69,7 +69,7 @@ def explain(
     settings = nest(read_assignments("--prepare", prepares or []), "--prepare")
     # Asking for shap takes a second for two rows; a look at a table must not take an hour.
     limit = show if method == "shap" and not rows and output is None else None
-    with ProgressView(Console(stderr=True), quiet) as view:
+    with ProgressView(Terminal(stderr=True), quiet) as view:
         found, version = explain_data(
             Client(runs, registry),
             model,
@@ -95,7 +95,7 @@ def explain(
     if as_json:
         print(json.dumps(describe_contributions(found, version, method, shown, output), indent=1))
     else:
-        print_contributions(Console(), found, version, shown)
+        print_contributions(Terminal(), found, version, shown)
         if output is not None:
             print(f"{output}: {found.rows:,} rows explained")
 

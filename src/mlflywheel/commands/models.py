@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.client import Client
+from mlflywheel.console import Terminal
 from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.options import AsJson, Registry, Runs, read_text_file
 from mlflywheel.registry import ModelVersion, State
@@ -54,8 +54,8 @@ def list_models(runs: Runs = DEFAULT_RUNS, registry: Registry = None, as_json: A
             created = f"{version.created_at:%Y-%m-%d %H:%M}"
             table.add_row(version.reference, str(version.state), created, version.format_name, version.hash[:19])
     # A pipe has no width; cutting names there would lose them.
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
+    console = Terminal()
+    Terminal(width=None if console.is_terminal else 200).print(table)
 
 
 @models_app.command("show")
@@ -77,7 +77,7 @@ def show_model(
     if as_json:
         print(json.dumps({**values, "history": [transition.to_dict() for transition in history]}, default=str))
         return
-    console = Console()
+    console = Terminal()
     stored = {name: value for name, value in (("endpoint", version.endpoint), ("secret", version.secret)) if value}
     console.print(Text(version.reference, "bold") + Text(f"  {version.state}"))
     for title, entries in (
@@ -131,7 +131,7 @@ def approve_model(
         rests_on = [{"question": one.question, "answer": one.answer, "gates": list(one.gates)} for one in lines]
         _print_json(client, approved, {"rests_on": rests_on, "against": list(against)})
         return
-    console = Console()
+    console = Terminal()
     for line in lines:
         console.print(Text(line.question, "bold"))
         console.print(Text(f"  {line.answer}"), soft_wrap=True)
@@ -285,11 +285,11 @@ def _print_json(client: Client, version: ModelVersion, more: Mapping[str, Any]) 
 def _print_decision(client: Client, version: ModelVersion, before: State) -> None:
     if version.state == before:
         unchanged = f"Nothing changed, and no reason was written down: it was {before} already."
-        Console().print(unchanged, highlight=False, markup=False, soft_wrap=True)
+        Terminal().print(unchanged, highlight=False, markup=False, soft_wrap=True)
     last = client.registry.history(version.name, version.version)[-1]
     why = f": {last.reason}" if last.reason else ""
     told = f"{version.reference} is {version.state} since {last.at:%Y-%m-%d %H:%M} UTC, by {last.by}{why}"
-    Console().print(told, highlight=False, markup=False, soft_wrap=True)
+    Terminal().print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read_score(path: Path, version: ModelVersion) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView
+from mlflywheel.console import ProgressView, Terminal
 from mlflywheel.options import AsJson, Quiet, Registry, Runs
 from mlflywheel.runs.folder import DEFAULT_RUNS
 from mlflywheel.runs.rebuild import Rebuild
@@ -51,7 +51,7 @@ def rebuild(
     mlflywheel rebuild ad-campaigns@1 --data s3://bucket/terms.csv.gz --tolerance 0.005 --json
     mlflywheel rebuild churn@3 --compiled churn.yaml
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with ProgressView(console, quiet or verbose) as view:
 
         def show(event: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ def rebuild(
     if as_json:
         print(json.dumps(finished.to_dict(), indent=1))
     else:
-        print_rebuild(Console(), finished)
+        print_rebuild(Terminal(), finished)
     finished.raise_for_status()
 
 

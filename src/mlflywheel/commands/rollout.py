@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView, print_error
+from mlflywheel.console import ProgressView, Terminal, print_error
 from mlflywheel.decisions.canary.policy import Policy, read_policy
 from mlflywheel.errors import GateRefusedError, MlflywheelError, RolloutError, UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
@@ -225,7 +224,7 @@ def status(service: Service, namespace: Namespace = None, context: Context = Non
     if as_json:
         print(json.dumps(record.to_dict(), indent=1))
     else:
-        Console().print(draw_record(record))
+        Terminal().print(draw_record(record))
 
 
 @rollout_app.command()
@@ -291,7 +290,7 @@ def history(service: Service, namespace: Namespace = None, context: Context = No
         values = record.to_dict()
         print(json.dumps({name: values[name] for name in ("service", "id", "history", "previous")}, indent=1))
     else:
-        print_history(Console(), record)
+        print_history(Terminal(), record)
 
 
 @rollout_app.command()
@@ -373,13 +372,13 @@ def simulate(
     names = [name for one in scenarios or [] for name in one.split(",") if name] or list(SCENARIOS)
     traffic = _make_traffic(Traffic, settings)
     read = _read_policy(policy)
-    with ProgressView(Console(stderr=True), quiet) as view:
+    with ProgressView(Terminal(stderr=True), quiet) as view:
         results = run_simulation(read, names, count, seed, traffic, progress=view.progress)
     result = results_to_dict(read, results, seed, traffic)
     if as_json:
         print(json.dumps(result, indent=1))
     else:
-        Console().print(draw_simulation(result))
+        Terminal().print(draw_simulation(result))
 
 
 @rollout_app.command()
@@ -416,7 +415,7 @@ def rehearse(
     """
     if undecided not in ("pass", "refuse"):
         raise UsageError("--undecided", undecided, "pass or refuse is needed", "choose one of these")
-    with ProgressView(Console(stderr=True), quiet) as view:
+    with ProgressView(Terminal(stderr=True), quiet) as view:
         done = Client(runs, registry).rehearse(
             stable,
             candidate,
@@ -433,7 +432,7 @@ def rehearse(
     if as_json:
         print(json.dumps(done.to_dict(), indent=1))
     else:
-        print_rehearsal(Console(), done)
+        print_rehearsal(Terminal(), done)
     if open_report:
         typer.launch(done.report_path.as_uri())
     done.raise_for_status()
@@ -464,7 +463,7 @@ def plan(
 def _open(
     service: str, namespace: str | None, context: str | None, source: Mapping[str, Any] | None = None
 ) -> "ServiceRollout":
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Client().rollout(
         service,
         namespace=namespace,
@@ -507,7 +506,7 @@ def _check_source(source: Source) -> None:
     if check is None:
         return
     try:
-        Console(stderr=True).print(f"evidence: {check()}", highlight=False, markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"evidence: {check()}", highlight=False, markup=False, soft_wrap=True)
     except MlflywheelError as error:
         _warn(str(error))
 
@@ -557,7 +556,7 @@ def _tell_registry(registry: "ModelRegistry | None", record: Record) -> None:
         return
     changes, warning = tell_registry(registry, record)
     for change in changes:
-        Console(stderr=True).print(f"registry: {change}", highlight=False, markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"registry: {change}", highlight=False, markup=False, soft_wrap=True)
     if warning:
         _warn(warning)
 
@@ -605,7 +604,7 @@ def _giving_lock_back(rollout: Rollout, command: str, does: str) -> Iterator[Non
     except KeyboardInterrupt:
         namespace, _, name = rollout.service.rpartition("/")
         again = f"`mlflywheel rollout {command} {name} -n {namespace}` {does}"
-        print_error(Console(stderr=True), f"interrupted; the rollout stays as it stands: {again}")
+        print_error(Terminal(stderr=True), f"interrupted; the rollout stays as it stands: {again}")
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
@@ -618,7 +617,7 @@ def _follow(rollout: Rollout, as_json: bool, quiet: bool, registry: "ModelRegist
 
 
 def _watch(rollout: Rollout, as_json: bool, quiet: bool) -> Record | None:
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json)
     record = None
     if as_json or quiet or not console.is_terminal:
         shown = ""
@@ -689,8 +688,8 @@ def _print_record(record: Record, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_shorten(record), indent=1))
     else:
-        Console().print(draw_record(record))
+        Terminal().print(draw_record(record))
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True).print(Text("warning: ", "yellow") + Text(text), soft_wrap=True)
+    Terminal(stderr=True).print(Text("warning: ", "yellow") + Text(text), soft_wrap=True)

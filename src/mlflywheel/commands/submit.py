@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.client import Client
-from mlflywheel.console import ProgressView, print_error
+from mlflywheel.console import ProgressView, Terminal, print_error
 from mlflywheel.errors import UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
 from mlflywheel.options import AsJson, ExperimentFile, Maps, Params, Prepares, Quiet, Sets, Split, read_text_file
@@ -255,7 +255,7 @@ def list_schedules(
         state = "enabled" if one.is_enabled else "disabled"
         maker = "mlflywheel" if one.fingerprint else "another program"
         table.add_row(*(Text(text) for text in (one.name, one.when, state, maker, one.schedule_id)))
-    Console().print(table if found else "no schedule")
+    Terminal().print(table if found else "no schedule")
 
 
 @schedules_app.command(name="delete")
@@ -284,7 +284,7 @@ class _Teller:
     """Prints lines on standard error, so that standard output holds the result alone."""
 
     def __init__(self, quiet: bool) -> None:
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self._quiet = quiet
 
     def __call__(self, line: str) -> None:
@@ -337,7 +337,7 @@ def _finish(run: "SubmittedRun", as_json: bool, beside: Mapping[str, Any]) -> No
     if as_json:
         print(json.dumps({**beside, "run": run.to_dict()}, indent=1))
     else:
-        _print_run(Console(), run)
+        _print_run(Terminal(), run)
     run.raise_for_status()
 
 
@@ -357,7 +357,7 @@ def _print_result(as_json: bool, result: Mapping[str, Any], told: str) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
     else:
-        Console().print(Text(told), soft_wrap=True)
+        Terminal().print(Text(told), soft_wrap=True)
 
 
 def _describe_upload(upload: "Upload") -> str:

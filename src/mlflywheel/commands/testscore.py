@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlflywheel.client import Client
+from mlflywheel.console import Terminal
 from mlflywheel.errors import DataError, GateRefusedError
 from mlflywheel.options import AsJson, Registry, Runs
 from mlflywheel.runs.folder import DEFAULT_RUNS
@@ -61,9 +62,9 @@ def compute_testscore(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     else:
-        console = Console()
+        console = Terminal()
         # A pipe has no width; folding cells there would tear words apart.
-        print_score(Console(width=None if console.is_terminal else 140), found)
+        print_score(Terminal(width=None if console.is_terminal else 140), found)
         if evidence is None and not beside.is_dir():
             console.print(Text(f"note: there is no folder {beside}; --evidence names another"), soft_wrap=True)
     if at_least is not None and found.score < at_least:

@@ -47,6 +47,7 @@ from mlflywheel.data.versions import DataVersion, version_table
 from mlflywheel.errors import DataError, UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
 from mlflywheel.models.contract import Column
+from mlflywheel.models.parameters import describe_json_fault
 from mlflywheel.storage import local_copy, without_credentials
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -222,10 +223,8 @@ def read_mapping(text_json: str, where: str = "columns") -> dict[str, str]:
     fix = 'write it like {"vertical": "industry"}'
     try:
         mapping = json.loads(text_json) if text_json.strip() else {}
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            where, f"not JSON ({error.msg} at character {error.pos})", "a JSON object is needed", fix
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(where, f"not JSON ({describe_json_fault(error)})", "a JSON object is needed", fix) from None
     if not isinstance(mapping, dict) or not all(isinstance(name, str) and name for name in mapping.values()):
         raise UsageError(where, text_json[:60], "a JSON object of texts is needed", fix)
     return mapping

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflywheel.errors import MlflywheelError, ModelFilesError, UsageError
 from mlflywheel.events import ProgressCallback, ignore_progress
+from mlflywheel.models.parameters import describe_json_fault
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -202,13 +203,11 @@ class Settings(BaseModel):
         if isinstance(values, str):
             try:
                 values = json.loads(values) if values.strip() else {}
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(
-                    where,
-                    f"not JSON ({error.msg} at character {error.pos})",
-                    "a JSON object is needed",
+                    where, f"not JSON ({describe_json_fault(error)})", "a JSON object is needed",
                     "quote names with double quotes",
-                ) from None
+                ) from None  # fmt: skip
         elif values is None:
             values = {}
         if not isinstance(values, Mapping):

@@ -42,9 +42,24 @@ def read_assignments(where: str, items: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"{where} {item}", f"{name} is given twice", "one value is needed", "leave one out")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
     return values
+
+
+def describe_json_fault(error: ValueError | RecursionError) -> str:
+    """Say in a few words why `json.loads` refused a text.
+
+    Args:
+        error: What it raised.
+
+    >>> describe_json_fault(RecursionError())
+    'nested too deeply'
+    """
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    # Python reads no numbers of thousands of digits, which is no mistake at one place.
+    return f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def nest(values: Mapping[str, Any], where: str = "--param") -> dict[str, Any]:
