@@ -50,10 +50,10 @@ run: setup ## Run a pipeline on sample data, or on yours: make run PIPELINE=vehi
 	$(BIN)/mlflywheel run $(PIPELINE) $(ARGS)
 
 test: setup ## Run the tests
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup -m "not long" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not long" $(ARGS)
 
 test-long: setup ## Run the tests that `make test` leaves out because they take long
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m long $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m long $(ARGS)
 
 test-cluster: setup $(if $(KUBECONFIG)$(KUBEBUILDER_ASSETS),,cluster-tools) ## Run the tests that need a cluster: on KUBECONFIG's, or else on an API server of our own
 	MLFLYWHEEL_TEST_KUBECONFIG='$(KUBECONFIG)' $(BIN)/python -m pytest tests/cluster $(ARGS)

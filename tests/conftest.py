@@ -1,6 +1,8 @@
 """Fixtures that several folders of tests use."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,20 +19,29 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the files that need an API server share one: each worker would start its own, for a minute of computing time.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, and all files that need the same API server to the same one.
 
-    `--dist loadgroup` hands out groups; a file of its own is one, since its runs of a pipeline are shared by its tests.
+    Each worker would start its own, for a minute of computing time. xdist's groups would do it, but the pytest of the
+    lock file keeps the ids of tests where this xdist does not find them.
     """
-    needs: dict[Path, set[str]] = {}
-    for item in items:
-        needs.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
-    for item in items:
-        names = needs[item.path]
-        file = str(item.path.relative_to(item.config.rootpath))
-        group = "kserve" if "kserve" in names else "cluster" if "cluster" in names else file
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _name_group(nodeid.partition("::")[0])
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _name_group(file: str) -> str:
+    if not file.startswith("tests/cluster/"):
+        return file
+    text = (Path(__file__).resolve().parents[1] / file).read_text(encoding="utf-8")
+    # A fixture is asked for by a parameter of its name.
+    return "kserve" if "kserve: " in text else "cluster"
 
 
 @pytest.fixture(scope="session")
