@@ -101,8 +101,9 @@ image: setup ## Build an image: make image IMAGE=components, predictor or predic
 images: ## Build all three
 	for image in components predictor predictor-gpu; do $(MAKE) image IMAGE=$$image || exit 1; done
 
-licences: setup ## Fail where an installed package has a licence that may not be shipped, or names none
-	$(BIN)/python -m mlflywheel.serving.bill_of_materials --refuse
+licences: setup ## Fail where a package of an image has a licence that may not be shipped, or names none
+	$(BIN)/python -m mlflywheel.serving.bill_of_materials --refuse --lock requirements/components.txt \
+		--lock requirements/predictor.txt
 
 docs: setup ## Build the documentation site in build/site; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site

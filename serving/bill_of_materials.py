@@ -2,6 +2,7 @@
 
     python -m mlflywheel.serving.bill_of_materials                      # a table, largest first
     python -m mlflywheel.serving.bill_of_materials --refuse             # fails where a licence is refused or unknown
+    python -m mlflywheel.serving.bill_of_materials --refuse --lock requirements/predictor.txt
     python -m mlflywheel.serving.bill_of_materials --write sbom.cdx.json
 
 It reads what is installed beside it, so it says what is there and not what a lock asked for. The written document is
@@ -21,7 +22,7 @@ import sys
 import sysconfig
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ _NAMES = (
 )
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _WORD = re.compile(r"\(|\)|[^\s()]+")
+
+
+_LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,24 @@ def list_packages(path: Sequence[str] | None = None) -> list[Package]:
             needs=_find_needs(distribution, found),
         )
         for name, distribution in sorted(found.items())
+    ]
+
+
+def keep_locked(packages: Sequence[Package], locks: Sequence[str]) -> list[Package]:
+    """Return the packages that lock files name: an environment for development has others, which no image ships.
+
+    Args:
+        packages: What is installed.
+        locks: Texts of requirements with a pinned version each.
+    """
+    from packaging.utils import canonicalize_name
+
+    named = {str(canonicalize_name(name)) for text in locks for name in _LOCKED.findall(text)}
+    # With more around it, an optional need of a package is there too.
+    return [
+        replace(package, needs=tuple(name for name in package.needs if name in named))
+        for package in packages
+        if package.name in named
     ]
 
 
@@ -341,12 +363,17 @@ def main(words: Sequence[str] | None = None) -> int:
         description="What is installed here: sizes, licences, and a CycloneDX document.",
     )
     parser.add_argument("--refuse", action="store_true", help="fail where a licence is refused or unknown")
+    parser.add_argument(
+        "--lock", type=Path, action="append", default=[], metavar="FILE", help="only what this lock names; repeatable"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the CycloneDX document")
     parser.add_argument("--image", default="", help="reference of the image, for the document")
     parser.add_argument("--commit", default="", help="commit of the source, for the document")
     given = parser.parse_args(words)
     try:
         packages = list_packages()
+        if given.lock:
+            packages = keep_locked(packages, [file.read_text(encoding="utf-8") for file in given.lock])
         if given.refuse:
             check_licences(packages)
         if given.write:

@@ -583,7 +583,7 @@ def test_missing_evidence_never_promotes_and_the_deadline_ends_it(world: World, 
         world.evidence.unlink()
     elif evidence == "broken":
         world.evidence.write_text('{"schema": 1, "windows": [')
-    world.policy.write_text(POLICY.replace("after_minutes: 60", "after_minutes: 0.03"))
+    world.policy.write_text(POLICY.replace("after_minutes: 60", "after_minutes: 0.06"))
     started = world.start()
     assert started.code == 0
     assert evidence == "old" or (started.err.startswith("warning: ") and seen in started.err)

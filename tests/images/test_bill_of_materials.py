@@ -13,9 +13,13 @@ from mlflywheel.serving.bill_of_materials import (
     describe_materials,
     format_table,
     is_refused,
+    keep_locked,
     list_packages,
     main,
 )
+
+#: An environment for development has more than an image.
+LOCKS = [Path(__file__).resolve().parents[2] / "requirements" / f"{name}.txt" for name in ("components", "predictor")]
 
 
 def install(folder: Path, name: str, *fields: str, version: str = "1.0", body: str = "x = 1\n") -> None:
@@ -98,7 +102,7 @@ def test_package_without_a_licence_is_refused(tmp_path: Path) -> None:
 
 
 def test_licences_of_this_environment_may_be_shipped() -> None:
-    packages = list_packages()
+    packages = keep_locked(list_packages(), [file.read_text(encoding="utf-8") for file in LOCKS])
     assert len(packages) > 50
     check_licences(packages)
 
@@ -149,6 +153,7 @@ def test_table_starts_with_the_largest_and_ends_with_the_sum() -> None:
 
 def test_command_writes_the_document_of_this_environment(tmp_path: Path) -> None:
     file = tmp_path / "sbom.cdx.json"
-    assert main(["--refuse", "--write", str(file), "--image", "repo/image:1"]) == 0
+    locks = [word for lock in LOCKS for word in ("--lock", str(lock))]
+    assert main(["--refuse", "--write", str(file), "--image", "repo/image:1", *locks]) == 0
     document = json.loads(file.read_text(encoding="utf-8"))
     assert "numpy" in {component["name"] for component in document["components"]}

@@ -108,6 +108,7 @@ def test_parquet_holds_all_rows(place: Path, tmp_path: Path) -> None:
     assert row["base"] + sum(part["contribution"] for part in row["contributions"]) == pytest.approx(row["share"])
 
 
+@pytest.mark.long
 def test_shap_tells_the_same_story(place: Path) -> None:
     pytest.importorskip("shap", reason="the extra explain is not installed")
     rows = ("--row", "v-000003")

@@ -178,5 +178,5 @@ def test_manifests_of_the_page_serve_the_format_in_its_image(tmp_path: Path) -> 
     assert (
         model["modelFormat"]["name"] == runtime_of(documents)["spec"]["supportedModelFormats"][0]["name"] == "flat-rent"
     )
-    assert model["storageUri"] == "s3://team/models/flat-rents/1"
+    assert model["storageUri"] == "s3://team/models/flat-rents/1/"
     assert server_of(documents)["image"] == "registry.example/flat-rents-predictor:1.0"

@@ -87,6 +87,7 @@ def test_report_is_self_contained_and_names_the_version(succeeded: Finished) -> 
     assert 'href="http' not in succeeded.report
 
 
+@pytest.mark.long
 def test_a_second_run_of_the_same_data_by_the_path_of_the_yaml_gives_the_same_model(
     succeeded: Finished, sample: Path
 ) -> None:

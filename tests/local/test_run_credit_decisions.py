@@ -70,6 +70,7 @@ def test_gates_ask_for_what_the_model_measures(succeeded: Finished) -> None:
     assert asked <= {measurement["metric"] for measurement in evaluation["measurements"]}
 
 
+@pytest.mark.long
 def test_another_table_needs_configuration_alone(tmp_path: Path) -> None:
     """Churn of customers: other columns, other classes, other groups, and a Parquet file."""
     random = np.random.default_rng(0)

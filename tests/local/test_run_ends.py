@@ -65,6 +65,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.long
 def test_full_disk_is_said_so(small_disk: Path, tmp_path: Path, sample: Path) -> None:
     finished = run(tmp_path / "work", "--data", str(sample), "--runs", str(small_disk))
     assert finished.code == 1

@@ -138,6 +138,7 @@ def _lives(word: str, folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_tune_prints_what_to_train_with_and_takes_it_up_again(tmp_path: Path, sample: Path) -> None:
     experiment = write_experiment(tmp_path, 2)
     words = ["tune", "ad-campaigns", "--data", str(sample), "--experiment", str(experiment), "--param", "num_topics=2"]

@@ -275,6 +275,7 @@ def test_faults_of_the_real_listings_are_named(real: pa.Table) -> None:
     }
 
 
+@pytest.mark.long
 def test_duplicates_on_both_sides_of_a_split_make_a_model_look_better(real: pa.Table) -> None:
     """The same listing in training and evaluation is looked up and not priced: that flatters a small model too."""
     numbered = real.add_column(0, "listing_id", pa.array([f"row-{row}" for row in range(real.num_rows)]))

@@ -109,6 +109,7 @@ def test_an_address_with_an_ordinary_query_is_one() -> None:
     assert check_arguments(find_pipeline("ad-campaigns").compiled, {"data": data})["data"] == data
 
 
+@pytest.mark.long
 def test_a_run_leaves_and_shows_no_secret(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)

@@ -176,6 +176,7 @@ def check(done: list[tuple[Block, str]]) -> None:
         assert missing_lines(block.shown, printed) == [], printed
 
 
+@pytest.mark.long
 def test_tutorial_prints_what_it_shows(tutorial: tuple[Path, list[tuple[Block, str]]]) -> None:
     folder, done = tutorial
     check(done)

@@ -248,6 +248,7 @@ def test_quantities_are_said_in_plain_units() -> None:
     assert describe_factor("share", 0.1) == ""
 
 
+@pytest.mark.long
 def test_shap_finds_what_the_models_own_contributions_find() -> None:
     pytest.importorskip("shap", reason="the extra explain is not installed")
     table = plant_one_driver("power_hp", 300, 0)

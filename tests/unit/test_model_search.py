@@ -247,7 +247,7 @@ def test_every_trial_failing_ends_with_the_first_reason(
             {
                 "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "mlpipeline-minio-artifact", "key": "accesskey"}},
                 "AWS_SECRET_ACCESS_KEY": {"secretKeyRef": {"name": "mlpipeline-minio-artifact", "key": "secretkey"}},
-                "MINIO_ENDPOINT": "http://minio-service.kubeflow:9000",
+                "MINIO_ENDPOINT": "http://seaweedfs.kubeflow:9000",
             },
         ),
         (
@@ -256,7 +256,7 @@ def test_every_trial_failing_ends_with_the_first_reason(
             {
                 "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "own", "key": "id"}},
                 "AWS_SECRET_ACCESS_KEY": {"secretKeyRef": {"name": "own", "key": "key"}},
-                "MINIO_ENDPOINT": "http://minio-service.kubeflow:9000",
+                "MINIO_ENDPOINT": "http://seaweedfs.kubeflow:9000",
             },
         ),
     ],

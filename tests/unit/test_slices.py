@@ -519,6 +519,7 @@ def test_selected_rows_are_those_of_the_name():
     np.testing.assert_array_equal(select_rows(columns, parts), expected)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not LISTINGS.is_file(), reason="needs shared/data/used_cars beside the checkout")
 def test_electric_and_cheap_cars_are_found_to_be_priced_worse():
     raw = ingest(str(LISTINGS), VehiclePrice.columns, {"power": "hp", "offer_type": "offerType"}).table

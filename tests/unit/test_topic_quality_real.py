@@ -25,9 +25,10 @@ from mlflywheel.models.topic_fingerprints.text import (
 )
 
 _TERMS = Path(__file__).parents[3] / "shared" / "data" / "campaign_topics" / "onet27_campaign_terms.csv.gz"
-pytestmark = pytest.mark.skipif(
-    not _TERMS.is_file(), reason="needs the O*NET terms in shared/data beside the repository"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not _TERMS.is_file(), reason="needs the O*NET terms in shared/data beside the repository"),
+]
 
 WORDS = TextOptions(bigrams=False)
 
