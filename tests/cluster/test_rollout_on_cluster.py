@@ -736,6 +736,7 @@ def test_watch_goes_on_after_the_api_server_was_away(world: World, control_plane
     assert world.deployments() == {"ads-v2-predictor": 2}
 
 
+@pytest.mark.long
 def test_watch_that_is_killed_again_and_again_is_taken_up_by_steps(world: World) -> None:
     world.create(autoscaler="hpa", maxReplicas=4)
     before = world.spec()

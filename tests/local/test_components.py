@@ -264,6 +264,7 @@ class TestRefused:
         assert refused.metadata("train-model", "metrics")["num_topics"] == 5
 
 
+@pytest.mark.long
 class TestFaulty:
     def test_validation_fails_before_anything_is_split_or_trained(self, faulty: LocalRun) -> None:
         assert "validate-data" in faulty.error

@@ -165,6 +165,7 @@ def test_an_equal_candidate_is_promoted_and_no_request_fails(
     check_arms(stage, kept="listings-equal", removed=stable)
 
 
+@pytest.mark.long
 def test_a_candidate_that_fails_requests_is_rolled_back_and_no_other_fails(
     stage: Stage, models: dict[str, Path], load: Load, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_candidate_that_fails_requests_is_rolled_back_and_no_other_fails(
     check_arms(stage, kept=stable, removed="listings-failing")
 
 
+@pytest.mark.long
 def test_a_candidate_that_is_slow_in_the_tail_is_rolled_back_and_no_request_fails(
     stage: Stage, models: dict[str, Path], load: Load, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_version_passes_beside_itself_and_differs_in_nothing(
     assert "Largest differences" not in page
 
 
+@pytest.mark.long
 def test_a_candidate_that_raises_on_some_requests_is_refused(
     installed_broken_models: None, saved_model: Path, requests: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_candidate_that_raises_on_some_requests_is_refused(
     assert judge(evidence, POLICY).action == "rollback"
 
 
+@pytest.mark.long
 def test_a_slow_candidate_is_refused_by_its_latency_alone(
     installed_broken_models: None, saved_model: Path, requests: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ def test_the_report_shows_both_answers_and_needs_no_network(retrained: Any) -> N
     assert "https://" not in page
 
 
+@pytest.mark.long
 def test_the_same_seed_asks_in_the_same_order(saved_model: Path, requests: Path, tmp_path: Path) -> None:
     runs = [
         rehearse(saved_model, saved_model, str(requests), POLICY, folder=tmp_path / name, in_process=True, seed=3)

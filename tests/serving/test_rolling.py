@@ -157,6 +157,7 @@ def pair(start: Start, tmp_path: Path) -> Iterator[tuple[Proxy, dict[str, Runnin
         proxy.stop()
 
 
+@pytest.mark.long
 def test_predictors_are_replaced_under_load_and_no_request_fails(
     start: Start, pair: tuple[Proxy, dict[str, RunningServer]]
 ) -> None:
@@ -185,6 +186,7 @@ def test_predictors_are_replaced_under_load_and_no_request_fails(
     assert sum(load.failures.values()) > 0
 
 
+@pytest.mark.long
 def test_a_long_request_is_answered_after_sigterm(start: Start) -> None:
     running = start("--max_rows=1000").wait_until_ready()
     rows = [{"terms": [f"word{row} number{term} plumber" for term in range(100)]} for row in range(1000)]

@@ -377,6 +377,7 @@ def campaigns():
     return parts.train, fit, fit(parts.train)
 
 
+@pytest.mark.long
 def test_campaign_gates_pass_a_retrain_on_a_resample(campaigns):
     train, fit, champion = campaigns
     drawn = np.sort(np.random.default_rng(0).integers(0, train.num_rows, train.num_rows))
@@ -388,6 +389,7 @@ def test_campaign_gates_pass_a_retrain_on_a_resample(campaigns):
     assert all(result.holds for result in verdict.results)
 
 
+@pytest.mark.long
 def test_campaign_gates_block_a_model_that_lost_half_of_the_vocabulary(campaigns):
     train, fit, champion = campaigns
     poor = fit(drop_half_of_the_words(train))

@@ -379,19 +379,20 @@ def test_an_s3_store_is_left_as_it_was_and_a_missing_bucket_is_a_problem(monkeyp
     running.start()
     try:
         url = "http://{}:{}".format(*running.get_host_and_port())
-        urllib3.request("PUT", f"{url}/bucket", retries=False)
+        # A name of its own: all of moto's servers in a process share their buckets.
+        urllib3.request("PUT", f"{url}/examined", retries=False)
         monkeypatch.setenv("MINIO_ENDPOINT", url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        good = ask("object store", storage="minio://bucket/team")
-        listed = urllib3.request("GET", f"{url}/bucket", retries=False).data.decode()
+        good = ask("object store", storage="minio://examined/team")
+        listed = urllib3.request("GET", f"{url}/examined", retries=False).data.decode()
         missing = ask("object store", storage="minio://other/team")
     finally:
         running.stop()
-    assert good["object store"].text == "minio://bucket/team: 32 bytes written, read and deleted"
+    assert good["object store"].text == "minio://examined/team: 32 bytes written, read and deleted"
     assert "<Key>" not in listed
-    assert "<Name>bucket</Name>" in listed
+    assert "<Name>examined</Name>" in listed
     assert missing["object store"].status == "problem"
     assert "hunter2" not in str(missing)
 

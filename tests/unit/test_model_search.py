@@ -188,6 +188,7 @@ def test_an_objective_without_a_value_ends_before_the_search(rows: Path, tmp_pat
         tune(write_experiment(), "local", unlabelled, "unused", model="topic-fingerprints")
 
 
+@pytest.mark.long
 def test_a_local_search_finds_the_planted_number_of_topics(
     rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -567,6 +567,7 @@ def search_once(suggestions: Suggestions, score: Score, trials: int) -> float:
         ("cmaes", "random", plant_valley, 2, 60),
     ],
 )
+@pytest.mark.long
 def test_algorithm_beats_another(
     algorithm: str, other: str, plant: Callable[[int, int], Score], dimensions: int, trials: int
 ) -> None:

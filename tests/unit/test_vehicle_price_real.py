@@ -35,6 +35,7 @@ def test_preparing_finds_the_faults_of_the_file(table):
     }
 
 
+@pytest.mark.long
 def test_a_small_fit_prices_held_out_listings_and_equals_its_onnx_graph(table):
     parts = split(table, "random", 0.2, 0, id_column="listing_id")
     # `fit` compares the graph with the model on every training row, as it is and with fields hidden.
