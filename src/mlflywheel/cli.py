@@ -31,9 +31,12 @@ from mlflywheel.errors import MlflywheelError, UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
 from mlflywheel.options import (
     AsJson,
+    ExpectationsFile,
     ExperimentFile,
+    GatesFile,
     Maps,
     Params,
+    PlanFile,
     Prepares,
     Quiet,
     Registry,
@@ -108,14 +111,10 @@ def run(
     prepares: Prepares = None,
     params: Params = None,
     sets: Sets = None,
-    gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="What else to measure, as in evaluation.yaml.", show_default=False)
-    ] = None,
+    gates: GatesFile = None,
+    plan: PlanFile = None,
     experiment: ExperimentFile = None,
-    expectations: Annotated[
-        Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
-    ] = None,
+    expectations: ExpectationsFile = None,
     runs: Runs = DEFAULT_RUNS,
     registry: Registry = None,
     as_json: AsJson = False,

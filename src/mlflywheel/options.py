@@ -42,6 +42,13 @@ ExperimentFile = Annotated[
     Path | None,
     typer.Option("--experiment", help="Another search for parameters, a Katib Experiment.", show_default=False),
 ]
+GatesFile = Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", help="What else to measure, as in evaluation.yaml.", show_default=False)
+]
+ExpectationsFile = Annotated[
+    Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 

@@ -118,17 +118,17 @@ def test_an_upload_whose_answer_is_lost_is_found(
 
 
 def test_a_run_gets_its_parameters(pipelines: KubeflowPipelines, uploaded: Upload) -> None:
-    settings = RunSettings("team", "trainer", "s3://bucket/root", "first")
+    settings = RunSettings("team", "trainer", "s3://bucket/pipelines", "first")
     run = pipelines.start(uploaded, {**DATA, "confirmations": 2}, settings)
     found = pipelines.api.get(f"runs/{run.run_id}")
     assert found["runtime_config"] == {
-        "parameters": {**DATA, "confirmations": 2}, "pipeline_root": "s3://bucket/root",
+        "parameters": {**DATA, "confirmations": 2}, "pipeline_root": "s3://bucket/pipelines",
     }  # fmt: skip
     assert (found["service_account"], found["display_name"]) == ("trainer", "first")
     assert found["pipeline_version_reference"]["pipeline_version_id"] == uploaded.version_id
     assert pipelines.api.get("experiments", page_size=50)["experiments"][-1]["display_name"]
     assert (run.state, run.name, run.pipeline) == ("pending", "first", uploaded.pipeline)
-    assert run.artifacts == f"s3://bucket/root/{uploaded.pipeline}/{run.run_id}"
+    assert run.artifacts == f"s3://bucket/pipelines/{uploaded.pipeline}/{run.run_id}"
     assert "first" in run._repr_html_()
 
 

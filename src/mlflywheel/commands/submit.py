@@ -15,7 +15,20 @@ from mlflywheel.client import Client
 from mlflywheel.console import ProgressView, Terminal, print_error
 from mlflywheel.errors import UsageError
 from mlflywheel.models.parameters import nest, read_assignment, read_assignments
-from mlflywheel.options import AsJson, ExperimentFile, Maps, Params, Prepares, Quiet, Sets, Split, read_text_file
+from mlflywheel.options import (
+    AsJson,
+    ExpectationsFile,
+    ExperimentFile,
+    GatesFile,
+    Maps,
+    Params,
+    PlanFile,
+    Prepares,
+    Quiet,
+    Sets,
+    Split,
+    read_text_file,
+)
 from mlflywheel.runs.runner import terminated_as_interrupt
 
 if TYPE_CHECKING:
@@ -75,14 +88,10 @@ def submit(
     prepares: Prepares = None,
     params: Params = None,
     sets: Sets = None,
-    gates: Annotated[Path | None, typer.Option("--gates", help="Other thresholds, YAML.", show_default=False)] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="What else to measure, as in evaluation.yaml.", show_default=False)
-    ] = None,
+    gates: GatesFile = None,
+    plan: PlanFile = None,
     experiment: ExperimentFile = None,
-    expectations: Annotated[
-        Path | None, typer.Option("--expectations", help="Another validation suite, JSON.", show_default=False)
-    ] = None,
+    expectations: ExpectationsFile = None,
     image: Annotated[
         str | None,
         typer.Option(
