@@ -130,7 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if kubectl is None:
         _fail("kubectl", "none on the PATH; one is needed", "install it, or name it in the variable KUBECTL")
     cluster = Cluster(given.namespace, kubectl)
-    context = cluster.run("config", "current-context").strip()
+    context = cluster.try_run("config", "current-context").stdout.strip()
+    if not context:
+        _fail(
+            "kubeconfig",
+            "no current context; the cluster's is needed",
+            "kubectl config use-context NAME",
+        )
     print(f"context {context}, namespace {given.namespace}")
     if given.command == "up":
         put_up(cluster, given.overlay)

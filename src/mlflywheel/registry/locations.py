@@ -48,10 +48,10 @@ class ServingLocation:
         Args:
             region: The region that requests are signed for; MinIO takes any.
 
-        >>> ServingLocation("s3://models/1", "http://minio-service.kubeflow:9000").secret_annotations()
+        >>> ServingLocation("s3://models/1", "http://seaweedfs.kubeflow:9000").secret_annotations()
         ... # doctest: +NORMALIZE_WHITESPACE
         {'serving.kserve.io/s3-region': 'us-east-1',
-         'serving.kserve.io/s3-endpoint': 'minio-service.kubeflow:9000',
+         'serving.kserve.io/s3-endpoint': 'seaweedfs.kubeflow:9000',
          'serving.kserve.io/s3-usehttps': '0', 'serving.kserve.io/s3-verifyssl': '0'}
         """
         annotations = {f"{_ANNOTATION}region": region}
@@ -78,9 +78,9 @@ def to_serving_uri(uri: str, endpoint: str = "", secret: str = "") -> ServingLoc
         UsageError: An unknown scheme, a relative path, credentials in the address, no bucket, or an endpoint that is
             missing, refused or not a URL.
 
-    >>> to_serving_uri("minio://mlpipeline/v2/model", "http://minio-service.kubeflow:9000", "mlpipeline-minio-artifact")
+    >>> to_serving_uri("minio://mlpipeline/v2/model", "http://seaweedfs.kubeflow:9000", "mlpipeline-minio-artifact")
     ... # doctest: +NORMALIZE_WHITESPACE
-    ServingLocation(uri='s3://mlpipeline/v2/model', endpoint='http://minio-service.kubeflow:9000',
+    ServingLocation(uri='s3://mlpipeline/v2/model', endpoint='http://seaweedfs.kubeflow:9000',
                     secret='mlpipeline-minio-artifact')
     >>> to_serving_uri("/srv/models/1").uri
     'file:///srv/models/1'
@@ -125,7 +125,7 @@ def to_serving_uri(uri: str, endpoint: str = "", secret: str = "") -> ServingLoc
             f"model address {uri!r}",
             "minio:// without an endpoint",
             "KServe reads it as s3:// and has to know the server",
-            "give the endpoint, for example http://minio-service.kubeflow:9000",
+            "give the endpoint, for example http://seaweedfs.kubeflow:9000",
         )
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
         raise UsageError(

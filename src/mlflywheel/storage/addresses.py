@@ -74,8 +74,8 @@ def s3_endpoint(protocol: str = "s3", environment: Mapping[str, str] | None = No
     Returns:
         A URL without a trailing slash, or None where no variable is set: Amazon's own.
 
-    >>> s3_endpoint("minio", {"MINIO_ENDPOINT": "minio-service.kubeflow:9000"})
-    'http://minio-service.kubeflow:9000'
+    >>> s3_endpoint("minio", {"MINIO_ENDPOINT": "seaweedfs.kubeflow:9000"})
+    'http://seaweedfs.kubeflow:9000'
     """
     return _find_endpoint(protocol, environment)[1]
 
@@ -98,7 +98,7 @@ def check_endpoint(protocol: str) -> str | None:
         raise UsageError(
             variable,
             "it holds credentials" if is_url else repr(without_credentials(endpoint)),
-            "the address of the object store is needed, such as http://minio-service.kubeflow:9000",
+            "the address of the object store is needed, such as http://seaweedfs.kubeflow:9000",
             f"correct {variable}",
         )
     return endpoint

@@ -320,7 +320,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
             shown,
             "no server is known for minio://",
             "MINIO_ENDPOINT or AWS_ENDPOINT_URL names it",
-            "set MINIO_ENDPOINT; in Kubeflow it is http://minio-service.kubeflow:9000",
+            "set MINIO_ENDPOINT; in Kubeflow it is http://seaweedfs.kubeflow:9000",
         )
     from mlflywheel.storage.s3 import open_s3
 
